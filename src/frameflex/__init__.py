@@ -1,0 +1,1 @@
+"""Action recognition in video: one checkpoint, any frame budget."""
