@@ -1,0 +1,218 @@
+"""Temporal Shift Module networks: a 2D CNN of timm that classifies clips of any length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from frameflex.models.backbones import family_of
+from frameflex.models.temporal_shift import TemporalShift, at_num_frames
+
+SHIFTS = ("bidirectional", "none")
+
+
+class TSM(nn.Module):
+    """Classify clips with a 2D CNN whose residual branches see their neighbours in time (TSM, arXiv 1811.08383).
+
+    Every frame goes through the backbone; inside it a `TemporalShift` wraps the first convolution of each
+    residual block. The shift thus acts on the *input* of ``conv1``, inside the residual branch ("before the
+    convolution"; some published notes call the same thing "after conv1"), and the identity path never sees it.
+    Predictions of the frames are averaged.
+
+    T is read from the clip at every forward: the same weights take 1, 2, … 64 frames, in several threads at
+    once too.
+
+    Args:
+        backbone: architecture of timm, for example ``"resnet50"``; see ``frameflex models``.
+        num_classes: K.
+        dropout: probability of dropping a pooled feature, before the classifier.
+        shift_div: an eighth (8) of the channels moves in each direction.
+        shift: ``"bidirectional"``, or ``"none"`` for the plain 2D network (a baseline that can't see order).
+        pretrained: ``True`` for timm's ImageNet weights (downloaded), or the path of a ``.safetensors`` or
+            ``.pth`` file with weights of the same architecture, whose classifier is ignored.
+        backbone_options: further arguments of ``timm.create_model``, for example ``{"channels": [16, 32, 64, 96]}``.
+
+    Attributes:
+        config: the arguments above but for ``pretrained``, enough for `create_model` to build the network again.
+        frame_counts: the T's that the weights were made for, ascending; empty for a network that has one set
+            of weights for every T.
+
+    Raises:
+        ValueError: for an architecture without a row in the table of backbones or an impossible ``shift_div``.
+        RuntimeError: if pretrained weights can't be had or don't fit.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        num_classes: int,
+        dropout: float = 0.5,
+        shift_div: int = 8,
+        shift: str = "bidirectional",
+        pretrained: bool | str | Path = False,
+        backbone_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}; expected at least 1")
+        if shift not in SHIFTS:
+            raise ValueError(f"shift is {shift!r}; expected one of {', '.join(SHIFTS)}")
+        family = family_of(backbone)
+        self.config: dict[str, Any] = {
+            "backbone": backbone,
+            "num_classes": num_classes,
+            "dropout": dropout,
+            "shift_div": shift_div,
+            "shift": shift,
+            "backbone_options": dict(backbone_options or {}),
+        }
+        self.frame_counts: tuple[int, ...] = ()
+        self.backbone = _create_backbone(
+            backbone, pretrained, {**family.options, **self.config["backbone_options"]}
+        )
+        if shift != "none":
+            for block, name in list(family.shifted(self.backbone)):
+                setattr(block, name, TemporalShift(getattr(block, name), shift_div=shift_div))
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(int(self.backbone.num_features), num_classes)  # type: ignore[arg-type]
+        nn.init.normal_(self.head.weight, std=0.001)  # as published; keeps the first predictions near uniform
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Classify clips of any length.
+
+        Args:
+            clip: RGB, float ``(B, 3, T, H, W)``, normalised as in the checkpoint's preprocessing; any T ≥ 1.
+
+        Returns:
+            Logits ``(B, K)``, averaged over T.
+
+        Raises:
+            ValueError: if ``clip`` is not 5-D RGB with at least one frame.
+        """
+        return self.forward_frames(clip).mean(1)
+
+    def forward_frames(self, clip: Tensor) -> Tensor:
+        """The logits of every frame, ``(B, T, K)``, before they are averaged; arguments as in `forward`."""
+        _check_clip(clip)
+        num_frames = clip.shape[2]
+        frames = clip.transpose(1, 2).flatten(0, 1)  # (B * T, 3, H, W)
+        if torch.compiler.is_compiling():
+            # A compiled graph is made for one T anyway; views made while tracing would break it.
+            for module in self.backbone.modules():
+                if hasattr(module, "at_num_frames"):
+                    module.num_frames = num_frames  # type: ignore[assignment]
+            features = self.backbone(frames)  # (B * T, F)
+        else:
+            features = at_num_frames(self.backbone, num_frames)(frames)  # (B * T, F)
+        logits = self.head(self.dropout(features))
+        return logits.unflatten(0, (-1, num_frames))  # (B, T, K)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade compute for memory in training: keep no activations inside the backbone's stages."""
+        self.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
+
+
+class TSMResNet50(TSM):
+    """The published network: ResNet-50 with a shift before each of its 16 blocks' ``conv1``.
+
+    Clips ``(B, 3, T, H, W)`` in, logits ``(B, num_classes)`` out; 23,864,558 parameters at 174 classes
+    (Something-Something V2). Arguments as in `TSM`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 174,
+        dropout: float = 0.5,
+        shift_div: int = 8,
+        pretrained: bool | str | Path = False,
+    ) -> None:
+        super().__init__(
+            "resnet50", num_classes=num_classes, dropout=dropout, shift_div=shift_div, pretrained=pretrained
+        )
+
+
+def create_model(
+    backbone: str, *, num_classes: int, frame_counts: tuple[int, ...] = (), **options: Any
+) -> TSM:
+    """Build a network by name: ``create_model("resnet50", num_classes=174)``.
+
+    Args:
+        backbone: architecture of timm.
+        num_classes: K.
+        frame_counts: the T's of a frame-flexible network, for example ``(4, 8, 16)``; none for a plain TSM.
+        options: of `TSM`.
+
+    Returns:
+        A `TSM` in training mode, as torch makes modules.
+
+    Raises:
+        ValueError: as `TSM`.
+    """
+    if frame_counts:
+        raise ValueError(f"frame_counts is {frame_counts}; frame-flexible networks are not available yet")
+    return TSM(backbone, num_classes=num_classes, **options)
+
+
+def _check_clip(clip: Tensor) -> None:
+    shape = tuple(clip.shape)
+    if clip.ndim != 5:
+        advice = " For one clip add a batch axis: clip[None]." if clip.ndim == 4 else ""
+        raise ValueError(f"clip has shape {shape}; expected (B, 3, T, H, W).{advice}")
+    if shape[1] != 3:
+        advice = " The colour axis comes before time: clip.transpose(1, 2)." if shape[2] == 3 else ""
+        raise ValueError(
+            f"clip has shape {shape}, so {shape[1]} colour channels; expected RGB (B, 3, T, H, W).{advice}"
+        )
+    if shape[2] < 1:
+        raise ValueError(f"clip has shape {shape}, so no frame; expected (B, 3, T, H, W) with T at least 1")
+
+
+def _create_backbone(
+    architecture: str, pretrained: bool | str | Path, options: Mapping[str, Any]
+) -> nn.Module:
+    """timm's network without its classifier, ``(N, 3, H, W) -> (N, F)``."""
+    if pretrained is not True:
+        backbone = timm.create_model(architecture, num_classes=0, **options)
+        if pretrained:
+            _load_backbone(backbone, Path(pretrained))
+        return backbone
+    try:
+        return timm.create_model(architecture, pretrained=True, num_classes=0, **options)
+    except Exception as error:  # the hub's client raises a dozen kinds; each is the same to the caller
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RuntimeError(
+            f"ImageNet weights of {architecture!r} could not be loaded ({cause}). "
+            'Without a network give a file: pretrained="path.safetensors"'
+        ) from error
+
+
+def _load_backbone(backbone: nn.Module, path: Path) -> None:
+    """Load a file of weights into timm's network; every tensor but the classifier's must match."""
+    if not path.is_file():
+        raise FileNotFoundError(f"pretrained weights {path}: no such file")
+    if path.suffix == ".safetensors":
+        state = load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+    classifier = backbone.pretrained_cfg.get("classifier") or "fc"  # type: ignore[union-attr, operator]
+    state = {key: value for key, value in state.items() if not key.startswith(f"{classifier}.")}
+    own = backbone.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    unknown = sorted(state.keys() - own.keys())
+    misshapen = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
+    if missing or unknown or misshapen:
+        problems = (("missing", missing), ("not in the network", unknown), ("of another shape", misshapen))
+        listed = "; ".join(
+            f"{len(keys)} {what} ({', '.join(keys[:3])}, …)" for what, keys in problems if keys
+        )
+        raise RuntimeError(f"pretrained weights {path} don't fit the backbone: {listed}")
+    backbone.load_state_dict(state)
