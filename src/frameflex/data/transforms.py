@@ -1,0 +1,418 @@
+"""Frames into clips: one crop, one flip and one set of augmentations for all frames of a clip.
+
+Every transform takes all frames of a video that any clip of it needs in one call, so that its clips at
+several frame counts see the same pixels.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional
+
+__all__ = [
+    "NEVER_FLIPPED",
+    "EvalTransform",
+    "Preprocessing",
+    "TrainTransform",
+    "describe_directions",
+    "exchange_directions",
+]
+
+_INTERPOLATIONS = {
+    "bilinear": InterpolationMode.BILINEAR,
+    "bicubic": InterpolationMode.BICUBIC,
+    "nearest": InterpolationMode.NEAREST,
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a model expects of its pixels; travels in the checkpoint.
+
+    Attributes:
+        short_side: the video's shorter side after resizing, in pixels; its aspect ratio is kept.
+        crop_size: side of the square that the model sees, in pixels, at most `short_side`.
+        mean: per channel R, G, B, on the scale from 0 to 1; ImageNet's by default.
+        std: per channel R, G, B, on the scale from 0 to 1, above 0.
+        interpolation: "bilinear", "bicubic" or "nearest".
+        antialias: smooth before shrinking (bilinear and bicubic only).
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    short_side: int = 256
+    crop_size: int = 224
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+    antialias: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("short_side", "crop_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"preprocessing: {name} is {value!r}; expected whole pixels, 1 or more.")
+        if self.crop_size > self.short_side:
+            raise ValueError(
+                f"preprocessing: crop_size {self.crop_size} is larger than short_side {self.short_side}; "
+                f"expected a crop that fits. Set short_side to {self.crop_size} or more."
+            )
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if (
+                not isinstance(value, Sequence)
+                or len(value) != 3
+                or any(isinstance(number, bool) or not isinstance(number, int | float) for number in value)
+            ):
+                raise ValueError(
+                    f"preprocessing: {name} is {value!r}; expected three numbers, for R, G and B."
+                )
+            object.__setattr__(self, name, tuple(float(number) for number in value))
+        if not all(0 < number < float("inf") for number in self.std):
+            raise ValueError(f"preprocessing: std is {self.std}; expected numbers above 0.")
+        if not all(abs(number) < float("inf") for number in self.mean):
+            raise ValueError(f"preprocessing: mean is {self.mean}; expected finite numbers.")
+        if self.interpolation not in _INTERPOLATIONS:
+            raise ValueError(
+                f"preprocessing: interpolation is {self.interpolation!r}; "
+                f"expected one of {', '.join(_INTERPOLATIONS)}."
+            )
+        if not isinstance(self.antialias, bool):
+            raise ValueError(f"preprocessing: antialias is {self.antialias!r}; expected true or false.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Turn into plain values for JSON."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        """Build from `to_dict`'s values; absent ones take the default.
+
+        Raises:
+            ValueError: on an unknown name or a value out of range.
+        """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"preprocessing is {values!r}; expected a mapping of names to values.")
+        known = [field.name for field in fields(cls)]
+        unknown = [str(name) for name in values if name not in known]
+        if unknown:
+            raise ValueError(
+                f"preprocessing has unknown {', '.join(unknown)}; expected only {', '.join(known)}. "
+                "If a newer version of frameflex wrote it, update frameflex."
+            )
+        return cls(**values)
+
+
+class EvalTransform:
+    """Frames of one video into normalised crops, without randomness.
+
+    With one crop the shorter side becomes `short_side` and the centre `crop_size` square is taken
+    ("efficient" testing of TSM). With three, squares of the full `short_side` at the start, centre and end
+    of the longer side are taken, so that nothing is cut off ("accurate" testing; the crop is `short_side`,
+    not `crop_size`).
+
+    Args:
+        preprocessing: sizes and normalisation.
+        num_crops: 1 or 3.
+
+    Raises:
+        ValueError: if `num_crops` is neither.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, *, num_crops: int = 1) -> None:
+        if num_crops not in (1, 3):
+            raise ValueError(f"num_crops is {num_crops}; expected 1 (centre) or 3 (along the longer side).")
+        self.preprocessing = preprocessing
+        self.num_crops = num_crops
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Resize, crop and normalise.
+
+        Args:
+            frames: RGB, uint8 `(N, 3, H, W)`.
+
+        Returns:
+            float32 `(num_crops, 3, N, h, w)`.
+
+        Raises:
+            ValueError: if frames are not uint8 RGB.
+        """
+        _check_frames(frames)
+        side = self.preprocessing.short_side
+        height, width = frames.shape[-2:]
+        if height <= width:
+            size = (side, max(side, int(side * width / height)))
+        else:
+            size = (max(side, int(side * height / width)), side)
+        frames = _resize(frames, size, self.preprocessing)
+        if self.num_crops == 1:
+            squares = [functional.center_crop(frames, [self.preprocessing.crop_size] * 2)]
+        else:
+            spare_height, spare_width = size[0] - side, size[1] - side
+            squares = [
+                frames[..., top : top + side, left : left + side]
+                for top, left in (
+                    (0, 0),
+                    (spare_height // 2, spare_width // 2),
+                    (spare_height, spare_width),
+                )
+            ]
+        return _normalise(torch.stack(squares), self.preprocessing)
+
+
+class TrainTransform:
+    """Frames of one video into one augmented, normalised clip.
+
+    In this order: a TSN-style multi-scale crop (arXiv 1507.02159, section 3.2: two of the scales, at most
+    one step apart, times the shorter side for its height and width, at one of 13 fixed places), resized to
+    `crop_size`; a horizontal flip for every second clip; colour jitter; RandAugment; normalisation. All
+    frames get the same draw, from torch's global generator: seed that to repeat a clip.
+
+    A flip turns "left to right" into "right to left". Pass `flip_label=exchange_directions(class_names)` so
+    that the label turns with it; without it labels stay as they are.
+
+    Args:
+        preprocessing: sizes and normalisation.
+        multi_scale_crop: crop sides relative to the shorter side, each above 0 and at most 1, largest first.
+        flip: flip every second clip.
+        flip_label: for each class the class of its mirror image, or `NEVER_FLIPPED`.
+        color_jitter: strength from 0 (off) to 1 of random brightness, contrast and saturation.
+        rand_augment: the magnitude of two random operations (arXiv 1909.13719), 0 to 30; True for 9, False
+            for none.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        *,
+        multi_scale_crop: Sequence[float] = (1, 0.875, 0.75, 0.66),
+        flip: bool = True,
+        flip_label: Sequence[int] | None = None,
+        color_jitter: float = 0.0,
+        rand_augment: bool | int = False,
+    ) -> None:
+        if not multi_scale_crop or not all(0 < scale <= 1 for scale in multi_scale_crop):
+            raise ValueError(
+                f"multi_scale_crop is {multi_scale_crop}; expected scales above 0 and at most 1."
+            )
+        if flip_label is not None and not all(
+            NEVER_FLIPPED <= mirrored < len(flip_label) for mirrored in flip_label
+        ):
+            raise ValueError(
+                f"flip_label is {list(flip_label)}; "
+                f"expected a class index or {NEVER_FLIPPED} for each class. Use exchange_directions(class_names)."
+            )
+        if not 0 <= color_jitter <= 1:
+            raise ValueError(f"color_jitter is {color_jitter}; expected 0 (off) to 1.")
+        magnitude = 9 if rand_augment is True else int(rand_augment)
+        if not 0 <= magnitude <= 30:
+            raise ValueError(
+                f"rand_augment is {rand_augment}; expected true, false or a magnitude from 0 to 30."
+            )
+        self.preprocessing = preprocessing
+        self.multi_scale_crop = tuple(multi_scale_crop)
+        self.flip = flip
+        self.flip_label = None if flip_label is None else tuple(flip_label)
+        self.color_jitter = color_jitter
+        self.rand_augment = magnitude
+        self._augmentations: list[v2.Transform] = []
+        if color_jitter > 0:
+            self._augmentations.append(
+                v2.ColorJitter(brightness=color_jitter, contrast=color_jitter, saturation=color_jitter)
+            )
+        if magnitude > 0:
+            self._augmentations.append(v2.RandAugment(num_ops=2, magnitude=magnitude))
+
+    def __call__(self, frames: Tensor, label: int) -> tuple[Tensor, int]:
+        """Augment all frames alike.
+
+        Args:
+            frames: RGB, uint8 `(N, 3, H, W)`.
+            label: class index, or -1 when unknown.
+
+        Returns:
+            clip: float32 `(3, N, crop_size, crop_size)`.
+            label: the class that the clip shows now.
+
+        Raises:
+            ValueError: if frames are not uint8 RGB, or the label has no entry in `flip_label`.
+        """
+        _check_frames(frames)
+        top, left, height, width = self._draw_crop(*frames.shape[-2:])
+        frames = frames[..., top : top + height, left : left + width]
+        # Cropping first leaves fewer pixels to resize; resizing uint8 is faster than resizing float.
+        frames = _resize(frames, (self.preprocessing.crop_size,) * 2, self.preprocessing)
+        if self.flip:
+            mirrored = self._mirrored(label)
+            # Drawn for every class, so that what is drawn next does not depend on the label.
+            if float(torch.rand(())) < 0.5 and mirrored is not None:
+                frames, label = frames.flip(-1), mirrored
+        for augment in self._augmentations:
+            frames = augment(frames)
+        return _normalise(frames, self.preprocessing), label
+
+    def _mirrored(self, label: int) -> int | None:
+        if self.flip_label is None or label == -1:
+            return label
+        if not 0 <= label < len(self.flip_label):
+            raise ValueError(
+                f"label is {label}; flip_label has {len(self.flip_label)} classes. "
+                "Build it from the class names of the same videos."
+            )
+        mirrored = self.flip_label[label]
+        return None if mirrored == NEVER_FLIPPED else mirrored
+
+    def _draw_crop(self, height: int, width: int) -> tuple[int, int, int, int]:
+        sides = [max(1, int(min(height, width) * scale)) for scale in self.multi_scale_crop]
+        pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+        crop_height, crop_width = pairs[int(torch.randint(len(pairs), ()))]
+        down, right = _CROP_PLACES[int(torch.randint(len(_CROP_PLACES), ()))]
+        return (
+            (height - crop_height) * down // 4,
+            (width - crop_width) * right // 4,
+            crop_height,
+            crop_width,
+        )
+
+
+# In quarters of the spare height and width: corners, centre, middles of the edges; centres of the quarters.
+_CROP_PLACES = [(y, x) for y in (0, 2, 4) for x in (0, 2, 4)] + [(y, x) for y in (1, 3) for x in (1, 3)]
+
+NEVER_FLIPPED = -1
+
+
+def exchange_directions(class_names: Sequence[str]) -> list[int]:
+    """Find the class that each class becomes when its video is mirrored left to right.
+
+    A class whose name has no word of direction stays itself. One that has is mapped to the class whose name
+    is the same with left and right, and clockwise and counterclockwise, exchanged. Only whole words count
+    ("upright" and "leftover" have no direction); capitals, separators ("swipe_left", "SwipeLeft") and the
+    spellings counterclockwise, counter-clockwise and anticlockwise make no difference. Where the list lacks
+    the mirrored class or has it twice, no true label exists for the mirrored video: the class is never
+    flipped.
+
+    Directions are found in English names only. With other names pass no flip, or a list of your own.
+
+    Returns:
+        for each class the index of its mirror image, or `NEVER_FLIPPED` (-1).
+
+    Example:
+        >>> exchange_directions(["Swiping Left", "Swiping Right", "Standing upright", "Turning left"])
+        [1, 0, 2, -1]
+    """
+    keys = [_words_and_directions(name) for name in class_names]
+    places: dict[tuple[str, ...], list[int]] = {}
+    for index, key in enumerate(keys):
+        places.setdefault(key, []).append(index)
+    exchanged = []
+    for index, key in enumerate(keys):
+        mirrored = tuple(_OPPOSITE.get(word, word) for word in key)
+        if mirrored == key:
+            exchanged.append(index)
+        elif len(places[key]) == 1 and len(places.get(mirrored, [])) == 1:
+            exchanged.append(places[mirrored][0])
+        else:
+            exchanged.append(NEVER_FLIPPED)
+    return exchanged
+
+
+def describe_directions(class_names: Sequence[str]) -> list[str]:
+    """Say in lines for a reader what `exchange_directions` found, so that a run can show it at its start.
+
+    Example:
+        >>> for line in describe_directions(["Swiping Left", "Swiping Right", "Turning left", "Waving"]):
+        ...     print(line)
+        a horizontal flip exchanges "Swiping Left" and "Swiping Right"
+        never flipped, its mirrored class is not in the list: "Turning left"
+        flipped without a change of label: 1 other class
+    """
+    exchanged = exchange_directions(class_names)
+    lines = [
+        f'a horizontal flip exchanges "{class_names[index]}" and "{class_names[mirrored]}"'
+        for index, mirrored in enumerate(exchanged)
+        if mirrored > index
+    ]
+    lines += [
+        f'never flipped, its mirrored class is not in the list: "{class_names[index]}"'
+        for index, mirrored in enumerate(exchanged)
+        if mirrored == NEVER_FLIPPED
+    ]
+    num_same = sum(index == mirrored for index, mirrored in enumerate(exchanged))
+    if num_same:
+        lines.append(
+            f"flipped without a change of label: {num_same} other class{'es' if num_same > 1 else ''}"
+        )
+    return lines
+
+
+# Directions in capitals: the words beside them are lower case, so no class name can contain one by accident.
+_OPPOSITE = {
+    "LEFT": "RIGHT",
+    "RIGHT": "LEFT",
+    "CLOCKWISE": "COUNTERCLOCKWISE",
+    "COUNTERCLOCKWISE": "CLOCKWISE",
+}
+_SIDE = re.compile(r"(left|right)(wards?|most|hand|handed)?")
+_TURN = re.compile(r"(counter|anti|contra)?clockwise|c?cw|acw")
+
+
+def _words_and_directions(name: str) -> tuple[str, ...]:
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = [word.lower() for word in re.findall(r"[^\W\d_]+|\d+", apart)]
+    key: list[str] = []
+    for word in words:
+        if side := _SIDE.fullmatch(word):
+            key.append(side[1].upper())
+            if side[2]:
+                key.append(side[2])
+        elif _TURN.fullmatch(word):
+            against = word not in ("clockwise", "cw")
+            if key and key[-1] in ("counter", "anti", "contra"):
+                against = True
+                key.pop()
+            key.append("COUNTERCLOCKWISE" if against else "CLOCKWISE")
+        else:
+            key.append(word)
+    return tuple(key)
+
+
+def _check_frames(frames: Tensor) -> None:
+    if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8 or frames.numel() == 0:
+        raise ValueError(
+            f"frames are {frames.dtype} {tuple(frames.shape)}; expected RGB uint8 (N, 3, H, W), "
+            "as open_video(...).frames gives them."
+        )
+
+
+def _resize(frames: Tensor, size: tuple[int, int], preprocessing: Preprocessing) -> Tensor:
+    if tuple(frames.shape[-2:]) == size:
+        return frames
+    return functional.resize(
+        frames,
+        list(size),
+        interpolation=_INTERPOLATIONS[preprocessing.interpolation],
+        antialias=preprocessing.antialias,
+    )
+
+
+def _normalise(frames: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Turn uint8 `(..., N, 3, h, w)` into float32 `(..., 3, N, h, w)`, contiguous, normalised per channel."""
+    frames = frames.transpose(-4, -3)  # (..., 3, N, h, w)
+    clip = torch.empty(frames.shape, dtype=torch.float32, device=frames.device)
+    # A channel at a time: on a CPU faster than broadcasting mean and std as tensors.
+    for channel, (mean, std) in enumerate(zip(preprocessing.mean, preprocessing.std, strict=True)):
+        plane = clip.select(-4, channel)
+        torch.mul(frames.select(-4, channel), 1 / (255 * std), out=plane)
+        plane.sub_(mean / std)
+    return clip

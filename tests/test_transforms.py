@@ -1,0 +1,330 @@
+import doctest
+import itertools
+import json
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from frameflex.data import transforms
+from frameflex.data.transforms import (
+    NEVER_FLIPPED,
+    EvalTransform,
+    Preprocessing,
+    TrainTransform,
+    describe_directions,
+    exchange_directions,
+)
+
+RAW = Preprocessing(short_side=32, crop_size=24, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def noise(num_frames: int = 3, height: int = 40, width: int = 56) -> Tensor:
+    source = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (num_frames, 3, height, width), dtype=torch.uint8, generator=source)
+
+
+def ramp(num_frames: int = 2, height: int = 40, width: int = 40) -> Tensor:
+    """Frames whose red is the column and whose green is the row, so that a crop's place can be read off."""
+    frames = torch.zeros(num_frames, 3, height, width, dtype=torch.uint8)
+    frames[:, 0] = torch.arange(width, dtype=torch.uint8)
+    frames[:, 1] = torch.arange(height, dtype=torch.uint8)[:, None]
+    return frames
+
+
+def seeded(transform: TrainTransform, frames: Tensor, label: int = 0, seed: int = 0) -> tuple[Tensor, int]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return transform(frames, label)
+
+
+def test_examples_in_the_documentation_hold():
+    result = doctest.testmod(transforms)
+    assert result.attempted >= 2
+    assert result.failed == 0
+
+
+# Preprocessing
+
+
+def test_preprocessing_survives_json():
+    changed = Preprocessing(short_side=64, crop_size=56, mean=(0.5, 0.4, 0.3), interpolation="bicubic")
+    assert Preprocessing.from_dict(json.loads(json.dumps(changed.to_dict()))) == changed
+    assert Preprocessing.from_dict({}) == Preprocessing()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"short_side": 0}, "short_side is 0; expected"),
+        ({"crop_size": 1.5}, "crop_size is 1.5; expected"),
+        ({"crop_size": True}, "crop_size is True; expected"),
+        ({"short_side": 100, "crop_size": 112}, "crop_size 112 is larger than short_side 100"),
+        ({"mean": [0.5]}, "mean is .*expected three numbers"),
+        ({"mean": "abc"}, "mean is 'abc'; expected three numbers"),
+        ({"mean": [0.5, float("nan"), 0.5]}, "mean is .*expected finite"),
+        ({"std": [0.5, 0, 0.5]}, "std is .*expected numbers above 0"),
+        ({"interpolation": "lanczos"}, "'lanczos'; expected one of bilinear, bicubic, nearest"),
+        ({"antialias": "yes"}, "antialias is 'yes'; expected true or false"),
+        ({"colour": 1}, "unknown colour; expected only short_side"),
+        ([1], "expected a mapping"),
+    ],
+)
+def test_wrong_preprocessing_is_refused_with_what_was_expected(values, message):
+    with pytest.raises(ValueError, match=message):
+        Preprocessing.from_dict(values)
+
+
+# Evaluation
+
+
+def test_eval_normalises_as_the_formula_says():
+    preprocessing = Preprocessing(short_side=40, crop_size=40)
+    frames = noise(height=40, width=40)
+    clip = EvalTransform(preprocessing)(frames)
+    assert clip.shape == (1, 3, 3, 40, 40)
+    assert clip.dtype == torch.float32
+    assert clip.is_contiguous()
+    for n, c in itertools.product(range(3), range(3)):
+        expected = (frames[n, c].double() / 255 - preprocessing.mean[c]) / preprocessing.std[c]
+        torch.testing.assert_close(clip[0, c, n].double(), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize("antialias", [True, False])
+def test_eval_resizes_the_shorter_side_and_crops_the_centre(interpolation, antialias):
+    preprocessing = Preprocessing(32, 24, (0, 0, 0), (1, 1, 1), interpolation, antialias)
+    frames = noise(height=64, width=100) // 2 + 64  # no overshoot of bicubic to be clipped
+    smooth = {} if interpolation == "nearest" else {"antialias": antialias, "align_corners": False}
+    resized = interpolate(frames.float(), (32, 50), mode=interpolation, **smooth)
+    expected = resized[..., 4:28, 13:37].clamp(0, 255)
+    clip = EvalTransform(preprocessing)(frames)[0].transpose(0, 1) * 255
+    assert (clip - expected).abs().max() <= 1.3  # uint8 is rounded after each of the two passes
+
+
+def test_eval_does_not_depend_on_the_frames_being_contiguous():
+    frames = noise()
+    channels_last = frames.contiguous(memory_format=torch.channels_last)
+    for num_crops in (1, 3):
+        transform = EvalTransform(RAW, num_crops=num_crops)
+        torch.testing.assert_close(transform(frames), transform(channels_last), rtol=0, atol=1.01 / 255)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 72), (72, 32)])
+def test_three_crops_reach_both_ends_of_the_longer_side_at_full_resolution(height, width):
+    crops = EvalTransform(RAW, num_crops=3)(ramp(2, height, width))
+    assert crops.shape == (3, 3, 2, 32, 32)
+    along, across = (0, 1) if width > height else (1, 0)
+    pixels = (crops[:, :, 0] * 255).round().int()
+    assert [int(crop[along].min()) for crop in pixels] == [0, 20, 40]
+    assert [int(crop[along].max()) for crop in pixels] == [31, 51, 71]
+    assert all((crop[across].min(), crop[across].max()) == (0, 31) for crop in pixels)
+
+
+def test_three_crops_of_a_square_video_are_the_same():
+    crops = EvalTransform(RAW, num_crops=3)(ramp())
+    assert torch.equal(crops[0], crops[1])
+    assert torch.equal(crops[0], crops[2])
+
+
+def test_extreme_shapes_and_tiny_videos_work():
+    for height, width in [(1, 1), (1, 50), (50, 1), (33, 32), (31, 200)]:
+        assert EvalTransform(RAW)(noise(1, height, width)).shape == (1, 3, 1, 24, 24)
+        assert EvalTransform(RAW, num_crops=3)(noise(1, height, width)).shape == (3, 3, 1, 32, 32)
+        assert seeded(TrainTransform(RAW), noise(1, height, width))[0].shape == (3, 1, 24, 24)
+
+
+def test_wrong_frames_are_refused():
+    for frames in (noise().float(), noise()[:, :2], noise()[0], noise()[:0]):
+        with pytest.raises(ValueError, match=r"expected RGB uint8 \(N, 3, H, W\)"):
+            EvalTransform(RAW)(frames)
+        with pytest.raises(ValueError, match=r"expected RGB uint8 \(N, 3, H, W\)"):
+            TrainTransform(RAW)(frames, 0)
+    with pytest.raises(ValueError, match="num_crops is 2; expected 1"):
+        EvalTransform(RAW, num_crops=2)
+
+
+# Training
+
+
+@pytest.mark.parametrize("options", [{}, {"color_jitter": 0.4}, {"rand_augment": True}, {"rand_augment": 15}])
+def test_all_frames_of_a_clip_get_the_same_augmentation(options):
+    frames = noise(1).expand(5, -1, -1, -1)
+    for seed in range(12):
+        clip, _ = seeded(TrainTransform(RAW, **options), frames, seed=seed)
+        assert clip.shape == (3, 5, 24, 24)
+        assert clip.dtype == torch.float32
+        assert torch.equal(clip, clip[:, :1].expand_as(clip))
+
+
+@pytest.mark.parametrize("options", [{}, {"color_jitter": 0.4, "rand_augment": True}])
+def test_a_training_clip_is_a_function_of_the_global_seed(options):
+    transform = TrainTransform(RAW, **options)
+    clips = [seeded(transform, noise(), seed=seed)[0] for seed in (0, 0, 1, 2, 3)]
+    assert torch.equal(clips[0], clips[1])
+    assert not all(torch.equal(clips[0], clip) for clip in clips[2:])
+
+
+def test_crops_have_the_published_sizes_and_places():
+    # Read off each crop from a ramp: 40 wide and high, sides 40, 35, 30, 26, next sizes paired, 13 places.
+    preprocessing = Preprocessing(64, 64, (0, 0, 0), (1, 1, 1), "nearest")
+    transform = TrainTransform(preprocessing, flip=False)
+    seen = set()
+    for seed in range(600):
+        clip, _ = seeded(transform, ramp(1), seed=seed)
+        red, green = (clip[:2, 0] * 255).round().int()
+        top, bottom, left, right = int(green.min()), int(green.max()), int(red.min()), int(red.max())
+        seen.add((bottom - top + 1, right - left + 1, top, left))
+    sides = [40, 35, 30, 26]
+    expected = set()
+    for i, j in itertools.product(range(4), range(4)):
+        if abs(i - j) <= 1:
+            h, w = sides[i], sides[j]
+            step_y, step_x = (40 - h) / 4, (40 - w) / 4
+            for y, x in [*itertools.product((0, 2, 4), (0, 2, 4)), *itertools.product((1, 3), (1, 3))]:
+                expected.add((h, w, int(step_y * y), int(step_x * x)))
+    assert seen <= expected
+    assert len(seen) > 0.9 * len(expected)
+
+
+def test_every_second_clip_is_flipped_and_its_label_exchanged():
+    transform = TrainTransform(RAW, multi_scale_crop=(1,), flip_label=[1, 0, 2, NEVER_FLIPPED])
+    for label, mirrored in [(0, 1), (1, 0), (2, 2), (3, None), (-1, -1)]:
+        num_flipped = 0
+        for seed in range(100):
+            clip, new_label = seeded(transform, ramp(), label, seed)
+            flipped = bool(clip[0, 0, 0, 0] > clip[0, 0, 0, -1])
+            assert new_label == (mirrored if flipped else label)
+            num_flipped += flipped
+        assert num_flipped == 0 if mirrored is None else 30 < num_flipped < 70
+
+
+def test_flips_can_be_switched_off_and_keep_labels_without_a_list():
+    for seed in range(20):
+        clip, label = seeded(TrainTransform(RAW, flip=False, flip_label=[1, 0]), ramp(), 0, seed)
+        assert label == 0
+        assert clip[0, 0, 0, 0] < clip[0, 0, 0, -1]
+    assert {seeded(TrainTransform(RAW), ramp(), 7, seed)[1] for seed in range(20)} == {7}
+
+
+def test_transforms_travel_to_worker_processes():
+    transform = TrainTransform(RAW, color_jitter=0.4, rand_augment=True, flip_label=[1, 0])
+    copy = pickle.loads(pickle.dumps(transform))
+    assert torch.equal(seeded(transform, noise())[0], seeded(copy, noise())[0])
+    assert torch.equal(pickle.loads(pickle.dumps(EvalTransform(RAW)))(noise()), EvalTransform(RAW)(noise()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"multi_scale_crop": ()}, "expected scales above 0"),
+        ({"multi_scale_crop": (1.2,)}, "expected scales above 0"),
+        ({"flip_label": [1, 2]}, "expected a class index or -1 for each class"),
+        ({"flip_label": [-2, 0]}, "expected a class index or -1 for each class"),
+        ({"color_jitter": -0.1}, "color_jitter is -0.1; expected 0"),
+        ({"rand_augment": 31}, "magnitude from 0 to 30"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainTransform(RAW, **options)
+    with pytest.raises(ValueError, match="label is 5; flip_label has 2 classes"):
+        TrainTransform(RAW, flip_label=[1, 0])(noise(), 5)
+
+
+# Directions
+
+
+def partners(*class_names: str) -> list[int]:
+    return exchange_directions(class_names)
+
+
+def test_something_something_directions_are_exchanged():
+    names = (
+        "Holding something",
+        "Pulling something from left to right",
+        "Pulling something from right to left",
+        "Pushing something from left to right",
+        "Pushing something from right to left",
+        "Putting something upright on the table",
+        "Turning the camera left while filming something",
+        "Turning the camera right while filming something",
+        "Turning the camera upwards while filming something",
+    )
+    assert partners(*names) == [0, 2, 1, 4, 3, 5, 7, 6, 8]
+
+
+def test_gesture_directions_are_exchanged():
+    names = (
+        "Swiping Left",
+        "Swiping Right",
+        "Swiping Down",
+        "Sliding Two Fingers Left",
+        "Sliding Two Fingers Right",
+        "Turning Hand Clockwise",
+        "Turning Hand Counterclockwise",
+        "No gesture",
+    )
+    assert partners(*names) == [1, 0, 2, 4, 3, 6, 5, 7]
+    assert partners("left", "right", "up", "down") == [1, 0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "mirrored"),
+    [
+        ("swipe_left", "swipe_right"),
+        ("swipe-left", "swipe-right"),
+        ("SwipeLeft", "SwipeRight"),
+        ("LEFT", "Right"),
+        ("left2", "right2"),
+        ("01_left", "01_right"),
+        ("moving leftwards", "moving rightwards"),
+        ("raising the left-handed glove", "raising the right-handed glove"),
+        ("turning clockwise", "turning counterclockwise"),
+        ("turning clockwise", "turning anticlockwise"),
+        ("turning clockwise", "turning anti-clockwise"),
+        ("turning clockwise", "turning counter clockwise"),
+        ("TurnClockwise", "TurnCounterClockwise"),
+        ("knob cw", "knob ccw"),
+        ("turning left clockwise", "turning right counterclockwise"),
+    ],
+)
+def test_spellings_of_directions_are_recognised(name, mirrored):
+    assert partners("other", name, mirrored) == [0, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["eating leftovers", "copyright", "bright light", "Putting upright", "cleft", "counter", "frightened"],
+)
+def test_parts_of_words_are_no_directions(name):
+    assert partners(name) == [0]
+
+
+def test_a_class_without_its_mirrored_class_is_never_flipped():
+    assert partners("Turning left", "Waving") == [NEVER_FLIPPED, 1]
+    assert partners("left then right then left", "waving") == [NEVER_FLIPPED, 1]
+    # ... nor one whose mirrored class is there twice
+    assert partners("turn left", "turn right", "Turn Right") == [NEVER_FLIPPED] * 3
+    # a different number is a different class
+    assert partners("left 1", "right 2") == [NEVER_FLIPPED] * 2
+
+
+def test_exchanging_twice_is_the_identity():
+    names = [
+        f"{verb} {side}" for verb in ("push", "pull", "turn") for side in ("left", "right", "up", "clockwise")
+    ]
+    exchanged = exchange_directions(names)
+    for index, mirrored in enumerate(exchanged):
+        assert mirrored == NEVER_FLIPPED or exchanged[mirrored] == index
+
+
+def test_what_a_flip_does_is_told_to_the_reader():
+    lines = describe_directions(["Swiping Left", "Swiping Right", "Turning left", "Waving", "Nothing"])
+    assert lines == [
+        'a horizontal flip exchanges "Swiping Left" and "Swiping Right"',
+        'never flipped, its mirrored class is not in the list: "Turning left"',
+        "flipped without a change of label: 2 other classes",
+    ]
