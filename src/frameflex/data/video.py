@@ -26,6 +26,7 @@ import logging
 import operator
 import os
 import re
+import struct
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -83,6 +84,10 @@ _ONE_FRAME_PER_PACKET = {
 _INDEXED_CONTAINERS = {"mov", "mp4", "matroska", "webm", "avi"}
 _UNRELIABLE_PTS = {"avi"}  # stores no presentation times; FFmpeg guesses them, wrongly with B-frames
 _NOT_VIDEO = {"tty", "concat", "hls", "dash", "lavfi"}  # text shown as video, and lists of other files
+
+_MP4_FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"moof"}
+_MP4_PARENTS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}
+_MP4_COUNT_OFFSETS = {b"stsz": 8, b"stz2": 8, b"trun": 4}
 
 
 class VideoError(Exception):
@@ -267,6 +272,8 @@ class _Scan:
 class _PyAVReader(VideoReader):
     def __init__(self, source: Source) -> None:
         self._source, self.name, self._size = _as_file(source)
+        self.num_frames = self.height = self.width = 0
+        self.fps = 0.0
         self._container: InputContainer | None = None
         self._reformatter = VideoReformatter()
         self._decoded: Iterator[VideoFrame] = iter(())
@@ -294,6 +301,7 @@ class _PyAVReader(VideoReader):
             self._container.close()
         if not isinstance(self._source, str):
             self._source.seek(0)
+        self._check_mp4_counts()
         try:
             # Only this one file: a playlist must not make us read others, or the network.
             container = av.open(self._source, options={"protocol_whitelist": "file"})
@@ -330,6 +338,20 @@ class _PyAVReader(VideoReader):
             raise VideoError(
                 f"video {self.name}: a frame has {width}x{height} pixels; expected at most {MAX_PIXELS} "
                 f"(8192x4320). Scale it down with `ffmpeg -i INPUT -vf scale=-2:1080 OUTPUT.mp4`."
+            )
+
+    def _check_mp4_counts(self) -> None:
+        """Refuse an MP4 index with more frames than the file has bytes: FFmpeg would allocate for all of them."""
+        if isinstance(self._source, str):
+            with open(self._source, "rb") as file:
+                claimed = max(_mp4_counts(file, self._size), default=0)
+        else:
+            claimed = max(_mp4_counts(self._source, self._size), default=0)
+            self._source.seek(0)
+        if claimed > self._size:
+            raise VideoError(
+                f"video {self.name}: its index claims {claimed} frames, more than it has bytes "
+                f"({_size_text(self._size)}). {_ADVICE}"
             )
 
     def _scan_packets(self) -> _Scan:
@@ -614,6 +636,29 @@ def _as_file(source: Source) -> tuple[Any, str, int]:
             "Pass its whole content instead: open_video(file.read())."
         )
     return source, str(name or f"<{type(source).__name__}>"), source.seek(0, os.SEEK_END)
+
+
+def _mp4_counts(file: BinaryIO, num_bytes: int) -> Iterator[int]:
+    """Yield every count of samples that an MP4's index states; nothing for another kind of file."""
+    file.seek(4)
+    if file.read(4) not in _MP4_FIRST_BOXES:
+        return
+    position = 0
+    while position + 16 <= num_bytes:
+        file.seek(position)
+        size, kind, long_size = struct.unpack(">I4sQ", file.read(16))
+        header = 8
+        if size == 1:
+            size, header = long_size, 16
+        if kind in _MP4_COUNT_OFFSETS:
+            file.seek(position + header + _MP4_COUNT_OFFSETS[kind])
+            yield int.from_bytes(file.read(4), "big")
+        if kind in _MP4_PARENTS:
+            position += header  # children fill their parent, so a flat walk visits all
+        elif size >= header:
+            position += size
+        else:
+            return  # 0 stands for the rest of the file, the others for damage
 
 
 def _is_cover_picture(stream: VideoStream) -> bool:
