@@ -84,6 +84,7 @@ def render(
     num_frames: int = 20,
     *,
     codec: str = "libx264",
+    rate: int = 12,
     pix_fmt: str = "yuv420p",
     size: tuple[int, int] = (HEIGHT, WIDTH),
     options: dict[str, str] | None = None,
@@ -96,7 +97,7 @@ def render(
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV has no {codec} encoder")
     with av.open(str(path), "w", container_options=container_options or {}) as container:
-        stream = container.add_stream(codec, rate=12, options=options or {})
+        stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width = size
         stream.pix_fmt = pix_fmt
         if bit_rate is not None:
@@ -148,7 +149,7 @@ FORMATS = {
     "vp8-altref.webm": {"codec": "libvpx", "options": {"auto-alt-ref": "1", "lag-in-frames": "16"}},
     "mpeg4.mp4": {"codec": "mpeg4", "bit_rate": 2_000_000},
     "mpeg4-b.avi": {"codec": "mpeg4", "bit_rate": 2_000_000, "max_b_frames": 2},
-    "mpeg2.mpg": {"codec": "mpeg2video", "bit_rate": 2_000_000, "max_b_frames": 2, "fps": 25},
+    "mpeg2.mpg": {"codec": "mpeg2video", "bit_rate": 2_000_000, "max_b_frames": 2, "rate": 25},
     "mjpeg.avi": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
     "ffv1.mkv": {"codec": "ffv1"},
     "raw.avi": {"codec": "rawvideo", "pix_fmt": "yuv420p"},
@@ -158,10 +159,7 @@ FORMATS = {
 
 @pytest.fixture(params=sorted(FORMATS))
 def any_video(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    settings = dict(FORMATS[request.param])
-    if settings.pop("fps", None):
-        pytest.skip("MPEG-2 knows no 12 fps")
-    return render(tmp_path / request.param, 20, **settings)
+    return render(tmp_path / request.param, 20, **FORMATS[request.param])
 
 
 def test_any_order_and_repeats_give_the_painted_frames(any_video):
@@ -319,6 +317,41 @@ def test_sample_asks_again_when_fewer_frames_decode_than_were_promised(tmp_path)
         reader.frames([11])
     with open_video(path, decoder="pyav") as reader:
         assert [read_index(frame) for frame in reader] == list(range(11))
+
+
+def test_sample_asks_again_when_the_count_is_corrected_though_every_frame_was_there(tmp_path, monkeypatch):
+    path = render(tmp_path / "clip.mp4", 12, options={"bf": "0"})
+    scan = video._PyAVReader._scan_packets
+
+    def scan_with_a_ghost(reader):
+        found = scan(reader)
+        found.pts.insert(6, found.pts[6] - 1)  # a packet that gives no frame
+        found.packets.insert(6, found.packets[6])
+        return found
+
+    monkeypatch.setattr(video._PyAVReader, "_scan_packets", scan_with_a_ghost)
+    monkeypatch.setattr(video, "_decode", _without_repeats(video._decode))
+    asked = []
+    with open_video(path, decoder="pyav") as reader:
+        assert reader.num_frames == 13
+        frames = reader.sample(lambda n: asked.append(n) or [n // 2, n - 4])
+    assert asked == [13, 12]
+    assert read_indices(frames) == [6, 8]
+
+
+def _without_repeats(decode):
+    seen = set()
+
+    def decode_once(stream, packet):
+        if packet is None or packet.pts == 0:
+            seen.clear()
+        if packet is not None:
+            if packet.pts in seen:
+                return []
+            seen.add(packet.pts)
+        return decode(stream, packet)
+
+    return decode_once
 
 
 @pytest.mark.parametrize("name", ["broken.webm", "broken.mp4"])
@@ -481,10 +514,11 @@ def test_timestamps_follow_a_varying_frame_rate(tmp_path):
 
 
 def test_timestamps_and_rate_of_a_constant_video(any_video):
+    rate = FORMATS[any_video.name].get("rate", 12)
     with open_video(any_video, decoder="pyav") as reader:
-        assert reader.fps == pytest.approx(12, rel=0.05)
+        assert reader.fps == pytest.approx(rate, rel=0.05)
         assert reader.timestamps == pytest.approx([i / reader.fps for i in range(20)], abs=0.07)
-        assert reader.duration == pytest.approx(20 / 12, rel=0.06)
+        assert reader.duration == pytest.approx(20 / rate, rel=0.06)
 
 
 def test_a_header_that_claims_a_giant_frame_is_an_error_before_memory_is_asked_for(tmp_path):

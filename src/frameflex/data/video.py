@@ -201,7 +201,9 @@ class VideoReader(ABC):
         """
         promised = self.num_frames
         try:
-            return self.frames(choose(promised))
+            frames = self.frames(choose(promised))
+            if self.num_frames == promised:
+                return frames
         except VideoError:
             if self.num_frames == promised:
                 raise
@@ -283,7 +285,7 @@ class _PyAVReader(VideoReader):
         try:
             self._open()
             self._scan = self._scan_packets()
-            self._counted = False
+            self._num_counts = 0  # how often the frames were counted by decoding
             self._map_packets()
             if self._scan.trouble is not None:
                 logger.debug("video %s: counting frames by decoding: %s", self.name, self._scan.trouble)
@@ -525,7 +527,7 @@ class _PyAVReader(VideoReader):
             raise VideoError(f"video {self.name}: no decodable frame ({_size_text(self._size)}). {_ADVICE}")
         known = [value for value in pts if value is not None]
         rising = len(known) == len(pts) and all(a < b for a, b in itertools.pairwise(known))
-        self._counted = True
+        self._num_counts += 1
         self._set_frames(len(pts), known if rising else None)
         self._restart((0, 0))
 
@@ -534,22 +536,25 @@ class _PyAVReader(VideoReader):
         if len(self._keys) > 1:
             self._keys = [(0, 0)]
             self._restart((0, 0))
-        elif not self._counted:
+        elif (
+            self._num_counts < 3
+        ):  # a decoder can learn from the first pass and give a frame more in the second
             self._count_by_decoding()
         else:
             raise VideoError(
-                f"video {self.name}: decoding it twice gave different frames ({_size_text(self._size)}). {_ADVICE}"
+                f"video {self.name}: decoding it again gave other frames ({_size_text(self._size)}). {_ADVICE}"
             )
 
     def _look_at_first_frame(self) -> None:
         if self.num_frames == 0:
             raise VideoError(f"video {self.name}: no decodable frame ({_size_text(self._size)}). {_ADVICE}")
         self._restart((0, 0))
-        try:
-            frame = self._frame(0)
-        except _CountWasWrong:
-            self._count_by_decoding()
-            frame = self._frame(0)
+        while True:
+            try:
+                frame = self._frame(0)
+                break
+            except _CountWasWrong:
+                self._mend()
         self._stored_size = (frame.height, frame.width)
         self._check_size(*self._stored_size)
         self._quarter_turns = round(frame.rotation / 90) % 4
@@ -603,7 +608,13 @@ class _PyAVReader(VideoReader):
     def _to_rgb(self, frame: VideoFrame, out: np.ndarray) -> None:
         height, width = self._stored_size
         # One reformatter for all frames keeps its scaling tables; frame.to_ndarray() builds them anew for each.
-        rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24")
+        try:
+            rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24")
+        except (av.error.FFmpegError, ValueError) as error:
+            raise VideoError(
+                f"video {self.name}: pixels of format {frame.format.name} can't be converted to RGB ({error}). "
+                "Convert it with `ffmpeg -i INPUT -pix_fmt yuv420p OUTPUT.mp4`."
+            ) from error
         plane = rgb.planes[0]
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
         image = rows[:, : 3 * width].reshape(height, width, 3)
@@ -713,7 +724,7 @@ class _TorchCodecReader(_PyAVReader):
         pixels = self._stream.codec_context.format
         if (
             self._pts is None
-            or self._counted
+            or self._num_counts
             or pixels is None
             or any(c.bits != 8 for c in pixels.components)
         ):
