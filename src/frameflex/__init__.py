@@ -1,1 +1,3 @@
 """Action recognition in video: one checkpoint, any frame budget."""
+
+__version__ = "0.1.0"

@@ -5,11 +5,13 @@ frame counts, and `collate` makes batches of those.
 """
 
 import csv
+import glob
 import hashlib
 import json
 import logging
 import os
 import re
+import signal
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
@@ -29,10 +31,14 @@ __all__ = [
     "BadVideo",
     "Batch",
     "ClipDataset",
+    "NoSuchSplit",
     "Sample",
     "VideoList",
     "VideoRecord",
     "collate",
+    "find_video_files",
+    "ignore_interrupts",
+    "load_split",
     "load_videos",
 ]
 
@@ -72,11 +78,13 @@ class VideoList(Sequence[VideoRecord]):
         classes: class names in the order of their indices.
         layout: how the videos lay on disk, in words.
         missing: names of listed videos that were left out because their files are not there.
+        splits: into which the data set is divided, such as "train" and "validation"; empty if it isn't.
 
     Attributes:
         classes: class names in the order of their indices.
         layout: how the videos lay on disk, in words.
         missing: names of listed videos that were left out because their files are not there.
+        splits: into which the data set is divided, such as "train" and "validation"; empty if it isn't.
 
     Raises:
         ValueError: if a label is not an index of `classes`, or two classes share a name.
@@ -89,9 +97,11 @@ class VideoList(Sequence[VideoRecord]):
         *,
         layout: str = "records",
         missing: Sequence[str] = (),
+        splits: Sequence[str] = (),
     ) -> None:
         self.classes = tuple(classes)
         self.layout = layout
+        self.splits = tuple(splits)
         self.missing = tuple(missing)
         repeated = [name for name, times in Counter(self.classes).items() if times > 1]
         if repeated:
@@ -224,6 +234,7 @@ def load_videos(
         names,
         layout=found.layout,
         missing=[entry.name for entry in absent],
+        splits=found.splits,
     )
     logger.info("%s: %d videos of %d classes (%s)", root, len(videos), len(names), found.layout)
     return videos
@@ -246,6 +257,7 @@ class _Found:
     entries: list[_Entry]
     classes: list[str]
     numbered: bool = False  # labels are numbers without names
+    splits: Sequence[str] = ()
 
 
 _SPLITS = {
@@ -269,6 +281,58 @@ _LAYOUTS = """Layouts that are known:
   Something-Something V2: labels.json, train.json, validation.json, 20bn-something-something-v2/ID.webm
   Something-Something V1: something-something-v1-labels.csv, ...-train.csv, 20bn-something-something-v1/ID/00001.jpg
 Videos without classes can be classified one by one, without a data set."""
+
+
+class NoSuchSplit(ValueError):
+    """A data set lacks the split that was asked for; ``available`` lists those that it has."""
+
+    def __init__(self, message: str, available: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.available = tuple(available)
+
+
+def load_split(
+    source: str | os.PathLike[str],
+    split: str,
+    *,
+    classes: Sequence[str] | None = None,
+    video_dir: str | os.PathLike[str] | None = None,
+) -> VideoList:
+    """Find one split of a data set, or all of its videos where it is not divided into splits.
+
+    Arguments and errors as in `load_videos`; `splits` of the result tells which of the two it was.
+    """
+    try:
+        return load_videos(source, split=split, classes=classes, video_dir=video_dir)
+    except NoSuchSplit as error:
+        if error.available:
+            raise
+    return load_videos(source, classes=classes, video_dir=video_dir)
+
+
+def find_video_files(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Files, folders (searched for videos, sub-folders too) and patterns such as ``clips/*.mp4`` into files.
+
+    Raises:
+        FileNotFoundError: naming the first source that matches nothing.
+    """
+    files: dict[Path, None] = {}  # each once, in the order given
+    for source in map(os.fspath, sources):
+        if os.path.isdir(source):
+            found = sorted(p for p in Path(source).rglob("*") if p.suffix.lower() in _VIDEO_SUFFIXES)
+        elif os.path.exists(source):
+            found = [Path(source)]
+        else:
+            found = [Path(name) for name in sorted(glob.glob(source, recursive=True)) if os.path.isfile(name)]
+        if not found:
+            raise FileNotFoundError(f"{source}: no video file there. Give files, folders or quoted patterns.")
+        files.update(dict.fromkeys(found))
+    return list(files)
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Leave Ctrl-C to the main process, which ends its loader workers (a DataLoader's `worker_init_fn`)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _canonical_split(split: str | None) -> str | None:
@@ -369,7 +433,7 @@ def _read_folders(root: Path, split: str | None, video_dir: Path | None) -> _Fou
         raise ValueError(
             f"{root}: there is {names[0]}/, but no list or annotations that name classes.\n{_LAYOUTS}"
         )
-    return _Found("folder per class" + (f", {part}" if part else ""), entries, names)
+    return _Found("folder per class" + (f", {part}" if part else ""), entries, names, splits=list(splits))
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -407,12 +471,13 @@ def _pick_split(where: Path, available: Mapping[str, Any], split: str | None) ->
     if split in available:
         return split  # type: ignore[return-value]
     if not available:
-        raise ValueError(
+        raise NoSuchSplit(
             f"{where}: split is {split!r}, but the videos are not divided into splits. Leave split out, or "
             f"divide them, for instance into {where.name}/train and {where.name}/val."
         )
-    raise ValueError(
-        f"{where}: split is {split!r}; expected one of those that are there: {', '.join(available)}."
+    raise NoSuchSplit(
+        f"{where}: split is {split!r}; expected one of those that are there: {', '.join(available)}.",
+        list(available),
     )
 
 
@@ -444,6 +509,7 @@ def _read_lists(root: Path, lists: dict[str, Path], split: str | None, video_dir
         max(names, key=len) if result.numbered else sorted({name for part in names for name in part})
     )
     result.layout += f", {picked}"
+    result.splits = list(lists)
     return result
 
 
@@ -476,7 +542,7 @@ def _read_list(path: Path, split: str | None, video_dir: Path | None, *, labels_
                 "Rename it, with times in seconds, or remove it."
             )
     if split is not None and at_split is None:
-        raise ValueError(
+        raise NoSuchSplit(
             f"{path}: split is {split!r}, but the list has no column split. Leave split out, or pass the "
             "list of that split."
         )
@@ -508,7 +574,7 @@ def _read_list(path: Path, split: str | None, video_dir: Path | None, *, labels_
         raise ValueError(f"{path}: split is None; expected one of those that are there: {', '.join(splits)}.")
     numbered = bool(labels) and all(re.fullmatch(r"\d{1,6}", label) for label in labels)
     names = [str(i) for i in range(1 + max(map(int, labels)))] if numbered else sorted(labels)
-    return _Found("list" + (f", {split}" if split else ""), entries, names, numbered)
+    return _Found("list" + (f", {split}" if split else ""), entries, names, numbered, sorted(splits))
 
 
 def _read_table(path: Path) -> _Table:
@@ -632,7 +698,10 @@ def _read_kinetics(
                 )
         if not labels_only:
             entries.append(_Entry(paths[0] if paths else str(folder / f"{stem}.mp4"), label, stem, where))
-    return _Found("Kinetics" + (f", {split}" if split else ""), entries, sorted(labels))
+    splits = (
+        sorted({_row_split(row[columns["split"]], "") for _, row in table.rows}) if "split" in columns else []
+    )
+    return _Found("Kinetics" + (f", {split}" if split else ""), entries, sorted(labels), splits=splits)
 
 
 # Something-Something
@@ -717,7 +786,7 @@ def _read_something_v2(folder: Path, split: str | None, video_dir: Path | None) 
                 )
         file = files.get(identity, f"{identity}.webm")
         entries.append(_Entry(os.path.join(videos, file), label, identity, where))
-    return _Found(f"Something-Something V2, {split}", entries, classes)
+    return _Found(f"Something-Something V2, {split}", entries, classes, splits=list(annotations))
 
 
 def _something_classes(path: Path) -> list[str]:
@@ -769,7 +838,7 @@ def _read_something_v1(folder: Path, split: str | None, video_dir: Path | None) 
                 f"{where}: class {label!r} is not in {labels_path.name}. Both files have to be of one release."
             )
         entries.append(_Entry(os.path.join(videos, identity), label, identity, where))
-    return _Found(f"Something-Something V1, {picked}", entries, classes)
+    return _Found(f"Something-Something V1, {picked}", entries, classes, splits=list(lists))
 
 
 def _head(path: Path) -> list[str]:
@@ -808,7 +877,8 @@ class BadVideo:
 class ClipDataset(Dataset[Sample | BadVideo]):
     """Clips of a list of videos at several frame counts; each video is opened and decoded once.
 
-    `dataset[index, epoch]` is a pure function of `(seed, epoch, index)`: it does not depend on the number of
+    `dataset[index, epoch]`, or `dataset[index, epoch, frame_counts]` for other counts than the data set's own,
+    is a pure function of `(seed, epoch, index)`: it does not depend on the number of
     workers, on the order of the calls or on random numbers drawn elsewhere, and it draws none of theirs. A sampler
     that yields such pairs gives every epoch its own crops and frames. With a plain `dataset[index]` each epoch is
     the first one over again.
@@ -874,22 +944,23 @@ class ClipDataset(Dataset[Sample | BadVideo]):
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample | BadVideo:
+    def __getitem__(self, key: int | tuple[int, int] | tuple[int, int, tuple[int, ...]]) -> Sample | BadVideo:
         """Decode one video and make its clips.
 
         Args:
-            key: the video's index, or `(index, epoch)`.
+            key: the video's index, `(index, epoch)` or `(index, epoch, frame_counts)`.
 
         Raises:
             IndexError: if there is no such video.
             VideoError: if it can't be read and `on_error` is "error".
             OSError: if its file can't be opened and `on_error` is "error".
         """
-        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        index, epoch, *counts = key if isinstance(key, tuple) else (key, 0)
         record = self.videos[index]
         index %= len(self)
         try:
-            frames, slots = self._decode(record, index, epoch)
+            with open_video(record.path, decoder=self.decoder) as reader:
+                frames, slots = self._decode(reader, record, index, epoch, counts[0] if counts else None)
         except (VideoError, OSError) as error:
             if self.on_error == "error":
                 raise
@@ -904,27 +975,41 @@ class ClipDataset(Dataset[Sample | BadVideo]):
             clip, label = self.transform(frames, label)  # (3, N, h, w)
         return Sample({t: clip[:, views[0]] for t, views in slots.items()}, label, index)
 
+    def clips(self, reader: VideoReader) -> dict[int, Tensor]:
+        """Make the evaluation clips `{T: (V, 3, T, h, w)}` of a video that is in no list.
+
+        Raises:
+            VideoError: if it can't be read.
+        """
+        frames, slots = self._decode(reader, VideoRecord(Path(reader.name), None, reader.name), 0, 0, None)
+        crops = self.transform(frames)  # (num_crops, 3, N, h, w)
+        return {t: _select_views(crops, views) for t, views in slots.items()}
+
     def _decode(
-        self, record: VideoRecord, index: int, epoch: int
+        self,
+        reader: VideoReader,
+        record: VideoRecord,
+        index: int,
+        epoch: int,
+        frame_counts: Sequence[int] | None,
     ) -> tuple[Tensor, dict[int, list[list[int]]]]:
         """Return all frames that any clip needs, each once, and where among them each clip's views are."""
         picked: dict[int, list[list[int]]] = {}
         place: dict[int, int] = {}
-        with open_video(record.path, decoder=self.decoder) as reader:
 
-            def choose(num_frames: int) -> list[int]:
-                # Called again where the count turns out wrong: nothing is kept of the first answer.
-                first, end = _stretch(record, reader, num_frames)
-                picked.clear()
-                for t in self.frame_counts:
-                    views = self._pick(end - first, t, index, epoch)
-                    picked[t] = [[first + i for i in view] for view in views]
-                union = sorted({i for views in picked.values() for view in views for i in view})
-                place.clear()
-                place.update({i: slot for slot, i in enumerate(union)})
-                return union
+        def choose(num_frames: int) -> list[int]:
+            # Called again where the count turns out wrong: nothing is kept of the first answer.
+            first, end = _stretch(record, reader, num_frames)
+            picked.clear()
+            for t in frame_counts or self.frame_counts:
+                views = self._pick(end - first, t, index, epoch)
+                picked[t] = [[first + i for i in view] for view in views]
+            union = sorted({i for views in picked.values() for view in views for i in view})
+            place.clear()
+            place.update({i: slot for slot, i in enumerate(union)})
+            return union
 
-            frames = reader.sample(choose)  # (N, 3, H, W)
+        frames = reader.sample(choose)  # (N, 3, H, W)
         return frames, {t: [[place[i] for i in view] for view in views] for t, views in picked.items()}
 
     def _pick(self, num_available: int, num_frames: int, index: int, epoch: int) -> list[list[int]]:

@@ -16,12 +16,16 @@ from torchvision.transforms.v2 import functional
 
 __all__ = [
     "NEVER_FLIPPED",
+    "VIEWS",
     "EvalTransform",
     "Preprocessing",
     "TrainTransform",
     "describe_directions",
     "exchange_directions",
 ]
+
+# How a video is looked at in a test, "temporal views x crops" as papers write it.
+VIEWS = {"1x1": (1, 1), "2x1": (2, 1), "1x3": (1, 3), "2x3": (2, 3)}
 
 _INTERPOLATIONS = {
     "bilinear": InterpolationMode.BILINEAR,

@@ -1,6 +1,16 @@
 """The network: Temporal Shift Module classifiers over timm's CNNs."""
 
+from frameflex.models.frame_flexible import FrameNorm, FrameScale, create_model, make_frame_flexible
 from frameflex.models.temporal_shift import TemporalShift, temporal_shift
-from frameflex.models.tsm import TSM, TSMResNet50, create_model
+from frameflex.models.tsm import TSM, TSMResNet50
 
-__all__ = ["TSM", "TSMResNet50", "TemporalShift", "create_model", "temporal_shift"]
+__all__ = [
+    "TSM",
+    "FrameNorm",
+    "FrameScale",
+    "TSMResNet50",
+    "TemporalShift",
+    "create_model",
+    "make_frame_flexible",
+    "temporal_shift",
+]

@@ -109,16 +109,19 @@ class TemporalShift(nn.Module):
         if isinstance(in_channels, int):
             shifted_channels(in_channels, shift_div)
         self.net = net
+        self.scale: nn.Module | None = None  # a frame-flexible network's FrameScale
         self.num_frames = num_frames
         self.shift_div = shift_div
 
     def forward(self, x: Tensor) -> Tensor:
         """Features ``(B * num_frames, C, H, W)`` through the shift and ``net``."""
-        return self.net(temporal_shift(x, self.num_frames, self.shift_div))
+        x = temporal_shift(x, self.num_frames, self.shift_div)
+        return self.net(x if self.scale is None else self.scale(x))
 
     def at_num_frames(self, num_frames: int) -> TemporalShift:
         """This module for clips of ``num_frames``, sharing its weights."""
-        view = shallow_copy(self, {"net": at_num_frames(self.net, num_frames)})
+        children = {name: at_num_frames(child, num_frames) for name, child in self.named_children()}
+        view = shallow_copy(self, children)
         view.num_frames = num_frames
         return view
 

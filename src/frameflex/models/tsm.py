@@ -139,26 +139,13 @@ class TSMResNet50(TSM):
         )
 
 
-def create_model(
-    backbone: str, *, num_classes: int, frame_counts: tuple[int, ...] = (), **options: Any
-) -> TSM:
-    """Build a network by name: ``create_model("resnet50", num_classes=174)``.
+def classify_views(model: nn.Module, clips: Tensor) -> Tensor:
+    """Logits ``(B, K)`` of videos, averaged over their views, clips ``(B, V, 3, T, H, W)``.
 
-    Args:
-        backbone: architecture of timm.
-        num_classes: K.
-        frame_counts: the T's of a frame-flexible network, for example ``(4, 8, 16)``; none for a plain TSM.
-        options: of `TSM`.
-
-    Returns:
-        A `TSM` in training mode, as torch makes modules.
-
-    Raises:
-        ValueError: as `TSM`.
+    The one way from clips to an answer: validation, ``evaluate`` and ``predict`` all call it.
     """
-    if frame_counts:
-        raise ValueError(f"frame_counts is {frame_counts}; frame-flexible networks are not available yet")
-    return TSM(backbone, num_classes=num_classes, **options)
+    logits = model(clips.flatten(0, 1))  # (B * V, K)
+    return logits.unflatten(0, clips.shape[:2]).mean(1)
 
 
 def _check_clip(clip: Tensor) -> None:

@@ -1,0 +1,7 @@
+"""``python -m frameflex``."""
+
+import sys
+
+from frameflex.cli import main
+
+sys.exit(main())

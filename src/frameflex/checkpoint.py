@@ -1,0 +1,211 @@
+"""One self-describing file: weights, architecture, frame counts, classes, preprocessing, recipe and metrics.
+
+A checkpoint is a safetensors file. Its header holds one entry, ``frameflex``, with JSON; tensors have the names
+of the model's ``state_dict``. A checkpoint of an unfinished run also holds the optimizer's tensors, under names
+that begin with ``training/``, so that one rename makes both durable together. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from frameflex.data.transforms import Preprocessing
+from frameflex.models import TSM, create_model
+
+FORMAT_VERSION = 1
+_TRAINING = "training/"
+
+
+class CheckpointError(Exception):
+    """A file that can't be used as a checkpoint; the message names it and says what to do."""
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        model: the network with its weights, in evaluation mode, on the CPU.
+        class_names: one for each logit.
+        preprocessing: what the model expects of its pixels.
+        frame_counts: the T's that it was trained at, ascending.
+        sampling: how frames were picked, ``{"sampling": "segments"}`` or ``{"sampling": "dense", "stride": 2}``.
+        recipe: of the run that made it, as in its YAML file; empty where unknown.
+        metrics: measured ones, each with its protocol.
+        training: state of an unfinished run; None in a checkpoint that is only for use.
+    """
+
+    model: TSM
+    class_names: list[str]
+    preprocessing: Preprocessing
+    frame_counts: tuple[int, ...]
+    sampling: dict[str, Any] = field(default_factory=lambda: {"sampling": "segments"})
+    recipe: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    training: TrainingState | None = None
+
+    @property
+    def num_frames(self) -> int:
+        """The largest T that it was trained at: what to use where nothing else is asked for."""
+        return max(self.frame_counts)
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands: numbers that JSON can hold, and tensors by name."""
+
+    values: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; a file that is there already is replaced only by a complete one.
+
+    Args:
+        path: ends in ``.safetensors``.
+        checkpoint: its model may be on any device.
+
+    Raises:
+        ValueError: if the path has another ending or the class names don't fit the model.
+        OSError: if the disk is full or read-only; a former file is left whole.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"checkpoint {path}: expected a name that ends in .safetensors")
+    num_classes = checkpoint.model.config["num_classes"]
+    if len(checkpoint.class_names) != num_classes:
+        raise ValueError(
+            f"{len(checkpoint.class_names)} class names for {num_classes} logits; expected as many"
+        )
+    header = {
+        "format_version": FORMAT_VERSION,
+        "architecture": checkpoint.model.config,
+        "class_names": list(checkpoint.class_names),
+        "preprocessing": checkpoint.preprocessing.to_dict(),
+        "frame_counts": sorted(checkpoint.frame_counts),
+        "sampling": checkpoint.sampling,
+        "recipe": checkpoint.recipe,
+        "metrics": checkpoint.metrics,
+    }
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()
+    }
+    if checkpoint.training is not None:
+        header["training"] = checkpoint.training.values
+        for name, tensor in checkpoint.training.tensors.items():
+            tensors[_TRAINING + name] = tensor.detach().cpu().contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata={"frameflex": json.dumps(header)})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner alone
+        os.replace(temporary, path)
+    except SafetensorError as error:
+        raise OSError(
+            f"checkpoint {path} could not be written: {error}. A former file is untouched"
+        ) from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path, *, training: bool = False) -> Checkpoint:
+    """Read a checkpoint; executes no code from it.
+
+    Args:
+        path: a ``.safetensors`` file written by `save_checkpoint`.
+        training: also read the state of an unfinished run, where there is one.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if it is no checkpoint of frameflex, or of a newer version, or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = _read_header(path, file.metadata())
+            names = [name for name in file.keys() if training or not name.startswith(_TRAINING)]  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"checkpoint {path} is not a complete safetensors file ({error}). A .pth file of another code base "
+            "must be converted first; otherwise copy or download the file again"
+        ) from error
+    try:
+        model = create_model(**header["architecture"]).eval()
+        checkpoint = Checkpoint(
+            model=model,
+            class_names=[str(name) for name in header["class_names"]],
+            preprocessing=Preprocessing.from_dict(header["preprocessing"]),
+            frame_counts=tuple(int(count) for count in header["frame_counts"]),
+            sampling=dict(header.get("sampling") or {"sampling": "segments"}),
+            recipe=dict(header.get("recipe") or {}),
+            metrics=dict(header.get("metrics") or {}),
+        )
+        if len(checkpoint.class_names) != model.config["num_classes"] or not checkpoint.frame_counts:
+            raise ValueError(
+                f"{len(checkpoint.class_names)} class names for {model.config['num_classes']} logits, "
+                f"{len(checkpoint.frame_counts)} frame counts"
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} has a header that doesn't hold together: {error}"
+        ) from error
+    _load_weights(path, model, {k: v for k, v in tensors.items() if not k.startswith(_TRAINING)})
+    if training and "training" in header:
+        state = {k.removeprefix(_TRAINING): v for k, v in tensors.items() if k.startswith(_TRAINING)}
+        checkpoint.training = TrainingState(header["training"], state)
+    return checkpoint
+
+
+def _read_header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    if not metadata or "frameflex" not in metadata:
+        raise CheckpointError(
+            f"checkpoint {path} holds weights but no frameflex header, so its architecture and classes are "
+            "unknown. Weights of an image network go into a recipe as model.pretrained"
+        )
+    try:
+        header = json.loads(metadata["frameflex"])
+        version = int(header["format_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {path} has an unreadable frameflex header: {error!r}") from error
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"checkpoint {path} has format {version}; this frameflex reads up to {FORMAT_VERSION}. "
+            "Update it: pip install -U frameflex"
+        )
+    return header
+
+
+def _load_weights(path: Path, model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    own = model.state_dict()
+    wrong = sorted(
+        name
+        for name in own.keys() | tensors.keys()
+        if name not in own or name not in tensors or own[name].shape != tensors[name].shape
+    )
+    if wrong:
+        raise CheckpointError(
+            f"checkpoint {path}: {len(wrong)} tensors don't fit the architecture in its header "
+            f"({', '.join(_first(wrong))}). The file was edited or damaged; get it again"
+        )
+    model.load_state_dict(dict(tensors))
+
+
+def _first(names: Sequence[str], limit: int = 5) -> list[str]:
+    return [*names[:limit], *(["…"] if len(names) > limit else [])]

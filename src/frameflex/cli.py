@@ -1,0 +1,453 @@
+"""The verbs of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from frameflex import __version__
+
+Run = Callable[[Any], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status: 0 only where it did what it said.
+
+    1 means that the work could not be done (one line on standard error says why), 2 that the command line could
+    not be understood, 130 that it was stopped by Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if verb in ("-h", "--help"):
+        print(_overview())  # noqa: T201
+        return 0
+    if verb == "--version":
+        print(f"frameflex {__version__}")  # noqa: T201
+        return 0
+    if verb not in VERBS:
+        close = get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(VERBS)}"
+        return _fail(f"unknown command {verb!r}; {hint}", status=2)
+    try:
+        from frameflex.console import make_console, show_messages
+
+        console = make_console()
+        show_messages(console, debug=debug)
+        return VERBS[verb][0](rest, console)
+    except KeyboardInterrupt:
+        return _fail("stopped", status=130)
+    except SystemExit as stop:  # argparse after --help or a usage error
+        return stop.code if isinstance(stop.code, int) else 2
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away, as `head` does
+        return 141
+    except Exception as error:
+        from frameflex.engine.training import Interrupted
+
+        if isinstance(error, Interrupted):
+            return _fail(str(error), status=130)
+        if debug:
+            raise
+        return _fail(_one_line(error), status=1)
+
+
+def _fail(message: str, *, status: int) -> int:
+    print(f"frameflex: {message}", file=sys.stderr)  # noqa: T201
+    return status
+
+
+def _one_line(error: Exception) -> str:
+    """The message of an error that we raise ourselves; of any other also its kind, and how to see more."""
+    from frameflex.checkpoint import CheckpointError
+    from frameflex.data.video import VideoError
+
+    message = " ".join(str(error).split())
+    if isinstance(error, (ValueError, FileNotFoundError, VideoError, CheckpointError)):
+        return message
+    return f"{type(error).__name__}: {message} (run again with --debug for details)"
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a usage error, instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"frameflex: {message}; see {self.prog} --help\n")
+
+
+def _parser(verb: str, description: str, example: str) -> argparse.ArgumentParser:
+    return _Parser(
+        prog=f"frameflex {verb}",
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {name:{width}}  {summary}" for name, (_, summary) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: frameflex COMMAND ...",
+            "",
+            "Recognise actions in video with networks whose frame count is a dial at run time.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "frameflex COMMAND --help explains one. --debug, anywhere, shows tracebacks.",
+        ]
+    )
+
+
+# ------------------------------------------------------------------------------------------------- demo
+
+
+def _demo(argv: list[str], console: Any) -> int:
+    parser = _parser(
+        "demo",
+        "See the whole road once: render a small data set of motions, train a network on it, measure it at its\n"
+        "own frame count, at half and at a quarter, and recognise one video. Every number is measured in the run.",
+        "frameflex demo --quick",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="less of everything, in at most 2 minutes; rough numbers"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("frameflex-demo"),
+        help="new folder for all of it (default: frameflex-demo)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of data and training (default: 0)")
+    args = parser.parse_args(argv)
+    from frameflex.demo import demo
+
+    demo(args.output, quick=args.quick, seed=args.seed, console=console)
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------ train
+
+
+def _train(argv: list[str], console: Any) -> int:
+    from frameflex.console import training_progress
+    from frameflex.engine.training import train
+
+    recipe, resume = parse_recipe(argv)
+    with training_progress(console, recipe.training.epochs) as watcher:
+        paths = train(recipe, resume=resume, watcher=watcher)
+    for path in paths:
+        print(path)  # noqa: T201
+    return 0
+
+
+def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
+    """``RECIPE.yaml [--key value …] [--resume]`` into a Recipe and whether to resume.
+
+    Raises:
+        RecipeError: on an unknown key, with the one that was probably meant, or a value of the wrong kind.
+        FileNotFoundError: if there is no such recipe, in the file system or among the bundled ones.
+        SystemExit: after --help.
+    """
+    import jsonargparse
+    import yaml
+
+    from frameflex.engine.recipe import Recipe, RecipeError, check_key, check_keys, known_keys
+
+    class RecipeParser(jsonargparse.ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+            raise RecipeError(" ".join(message.split()).replace("Parser key", "key"))
+
+    parser = RecipeParser(
+        prog="frameflex train",
+        usage="frameflex train RECIPE.yaml [--key value ...] [--resume]",
+        description="Train a network as a recipe says. RECIPE.yaml is a file, or the name of a bundled recipe: "
+        f"{', '.join(path.name for path in bundled_recipes())}. Any key of it can be given as an option.",
+    )
+    parser.add_argument("--recipe", action="config", help="the recipe, where it isn't the first argument")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output, or start it")
+    parser.add_class_arguments(Recipe)
+    arguments = list(argv)
+    if arguments and not arguments[0].startswith("-"):
+        arguments[0:1] = ["--recipe", arguments[0]]
+    for i, argument in enumerate(arguments):
+        if argument == "--recipe" and i + 1 < len(arguments):
+            path = find_recipe(arguments[i + 1])
+            arguments[i + 1] = str(path)
+            try:
+                check_keys(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, str(path))
+            except yaml.YAMLError as error:
+                raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        elif argument.startswith("--") and argument not in ("--recipe", "--resume", "--help"):
+            key = argument[2:].split("=")[0].rstrip("+")
+            if not key.startswith("print_config"):
+                check_key(key, [*known_keys(), "resume"], "command line")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="jsonargparse")
+        parsed = parser.parse_args(arguments)
+        recipe = parser.instantiate(parsed)
+    values = {name: recipe[name] for name in Recipe.__dataclass_fields__}
+    return Recipe(**values), bool(parsed.resume)
+
+
+def bundled_recipes() -> list[Path]:
+    """The recipes that come with frameflex, sorted by name."""
+    installed = Path(__file__).parent / "recipes"
+    folder = installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"  # a source tree
+    return sorted(folder.glob("*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe's path: a file, or one of the bundled recipes by name, with or without ``.yaml``."""
+    if Path(name).is_file():
+        return Path(name)
+    bundled = {path.name: path for path in bundled_recipes()}
+    for candidate in (name, f"{name}.yaml"):
+        if candidate in bundled:
+            return bundled[candidate]
+    close = get_close_matches(name, bundled, n=1)
+    hint = f"Did you mean {close[0]}?" if close else f"Bundled ones are {', '.join(bundled)}"
+    raise FileNotFoundError(f"recipe {name}: no such file. {hint}")
+
+
+# --------------------------------------------------------------------------------------------- evaluate
+
+
+def _evaluate(argv: list[str], console: Any) -> int:
+    parser = _parser(
+        "evaluate",
+        "Measure a checkpoint on labelled videos at one or more frame counts: accuracy, cost, and the drop from\n"
+        "the trained frame count (Temporal Frequency Deviation). Each video is decoded once for all counts.",
+        "frameflex evaluate runs/motion/best.safetensors motion --frames 4,8,16 --output results",
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file of frameflex"
+    )
+    parser.add_argument(
+        "data", metavar="DATA", help="folder with a sub-folder a class, CSV list, Something-Something …"
+    )
+    parser.add_argument(
+        "--frames", type=frame_counts, help="such as 4,8,16 or 1-20 (default: the trained counts)"
+    )
+    parser.add_argument("--split", default="validation", help="of data that has splits (default: validation)")
+    parser.add_argument("--video-dir", help="where the files of a list are (default: beside the list)")
+    parser.add_argument(
+        "--views", default="1x1", choices=["1x1", "2x1", "1x3", "2x3"], help="clips x crops a video"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder for results.json, predictions.csv and the pictures"
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+    parser.add_argument("--on-bad-video", choices=["error", "skip"], default="error", help="default: error")
+    parser.add_argument("--batch-size", type=_positive, default=8, help="videos at once (default: 8)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    args = parser.parse_args(argv)
+    from rich.console import Console
+
+    from frameflex import report
+    from frameflex.checkpoint import load_checkpoint
+    from frameflex.console import progress
+    from frameflex.data.datasets import load_split
+    from frameflex.deploy.recognizer import best_device
+    from frameflex.engine.evaluation import evaluate
+
+    checkpoint = load_checkpoint(args.checkpoint)
+    videos = load_split(args.data, args.split, classes=checkpoint.class_names, video_dir=args.video_dir)
+    with progress(console, "evaluating") as on_progress:
+        measured = evaluate(
+            checkpoint.model.to(args.device or best_device()),
+            videos,
+            preprocessing=checkpoint.preprocessing,
+            frame_counts=args.frames or checkpoint.frame_counts,
+            trained_counts=checkpoint.frame_counts,
+            **checkpoint.sampling,
+            views=args.views,
+            batch_size=args.batch_size,
+            num_workers=args.workers,
+            on_error=args.on_bad_video,
+            on_progress=on_progress,
+        )
+    results = {"checkpoint": str(args.checkpoint), "data": str(args.data), **measured.to_dict()}
+    if args.json:
+        print(json.dumps(results, indent=2, ensure_ascii=False))  # noqa: T201
+    else:
+        Console().print(report.accuracy_table({args.checkpoint.stem: measured}))
+    for bad in measured.bad:
+        console.print(f"left out: {bad.name}: {bad.reason}")
+    if args.output:
+        largest = max(result.num_frames for result in measured.results)
+        report.write_json(args.output / "results.json", results)
+        report.write_predictions(measured, args.output / "predictions.csv")
+        report.plot_accuracy({args.checkpoint.stem: measured}, args.output / "accuracy.png")
+        report.plot_confusion(measured, largest, args.output / "confusion.png")
+        console.print(
+            f"wrote results.json, predictions.csv, accuracy.png and confusion.png into {args.output}"
+        )
+    return 0
+
+
+def frame_counts(text: str) -> tuple[int, ...]:
+    """Parse "4,8,16", "1-20" or a mix of both into ascending, different frame counts."""
+    counts: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            low, high = int(first), int(last) if dash else int(first)
+        except ValueError:
+            low, high = 0, 0
+        if not 1 <= low <= high <= 1024:
+            raise argparse.ArgumentTypeError(f"{text!r} are no frame counts; expected such as 4,8,16 or 1-20")
+        counts.update(range(low, high + 1))
+    return tuple(sorted(counts))
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number of at least 1")
+    return int(text)
+
+
+# ---------------------------------------------------------------------------------------------- predict
+
+
+def _predict(argv: list[str], console: Any) -> int:
+    parser = _parser(
+        "predict",
+        "Recognise what happens in videos. A file that can't be decoded is reported and counted; the others go\n"
+        "on, and the exit status is 1.",
+        "frameflex predict best.safetensors clip.mp4 'more/*.webm' --frames 8 --top 3",
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file of frameflex"
+    )
+    parser.add_argument(
+        "videos", nargs="+", metavar="VIDEO", help="files, folders (searched) or quoted patterns"
+    )
+    parser.add_argument(
+        "--frames", type=_positive, help="frames to look at (default: the largest trained count)"
+    )
+    parser.add_argument("--top", type=_positive, default=5, help="answers for each video (default: 5)")
+    parser.add_argument(
+        "--views", default="1x1", choices=["1x1", "2x1", "1x3", "2x3"], help="clips x crops a video"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a line on standard output")
+    parser.add_argument("--batch-size", type=_positive, default=8, help="videos at once (default: 8)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    args = parser.parse_args(argv)
+    from frameflex.console import progress
+    from frameflex.data.datasets import find_video_files
+    from frameflex.data.video import VideoError
+    from frameflex.deploy.recognizer import Recognizer
+
+    recognizer = Recognizer.from_checkpoint(args.checkpoint, device=args.device)
+    files = find_video_files(args.videos)
+    failed = 0
+    with progress(console, "recognising") as on_progress:
+        answers = recognizer.recognize_many(
+            files,
+            num_frames=args.frames,
+            top=args.top,
+            views=args.views,
+            batch_size=args.batch_size,
+            num_workers=args.workers,
+        )
+        for done, (file, answer) in enumerate(answers, start=1):
+            on_progress(done, len(files))
+            if isinstance(answer, VideoError):
+                failed += 1
+                if args.json:
+                    print(json.dumps({"video": str(file), "error": str(answer)}, ensure_ascii=False))  # noqa: T201
+                console.print(f"frameflex: {answer}", style="red")
+            elif args.json:
+                values = {"video": str(file), "predictions": [vars(prediction) for prediction in answer]}
+                print(json.dumps(values, ensure_ascii=False))  # noqa: T201
+            else:
+                print(file)  # noqa: T201
+                for prediction in answer:
+                    print(f"  {prediction.probability:6.1%}  {prediction.label}")  # noqa: T201
+    if failed:
+        console.print(f"frameflex: {failed} of {len(files)} videos could not be recognised", style="red")
+    return 1 if failed else 0
+
+
+# ------------------------------------------------------------------------------------------------- data
+
+
+def _data(argv: list[str], console: Any) -> int:
+    if argv[:1] != ["render"]:
+        asked_for_help = not argv or argv[0] in ("-h", "--help")
+        if asked_for_help:
+            print(  # noqa: T201
+                "usage: frameflex data COMMAND ...\n\ncommands:\n"
+                "  render  make the bundled benchmark of motions as video files"
+            )
+            return 0
+        return _fail(f"unknown command data {argv[0]!r}; expected data render", status=2)
+    parser = _parser(
+        "data render",
+        "Render the bundled benchmark: short videos of moving things, in Something-Something V2's layout, in\n"
+        "classes that a single frame can't tell apart. The same seed gives the same frames.",
+        "frameflex data render motion --videos 600 --size 96 --seed 0",
+    )
+    parser.add_argument("directory", type=Path, metavar="DIR", help="new folder")
+    parser.add_argument(
+        "--videos", type=_positive, default=600, help="training and validation together (default: 600)"
+    )
+    parser.add_argument("--size", type=_positive, default=96, help="height and width in pixels (default: 96)")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    args = parser.parse_args(argv[1:])
+    from frameflex.console import progress
+    from frameflex.data.motion import render
+
+    with progress(console, "rendering") as on_progress:
+        path = render(
+            args.directory, num_videos=args.videos, size=args.size, seed=args.seed, on_progress=on_progress
+        )
+    print(path)  # noqa: T201
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------- models
+
+
+def _models(argv: list[str], console: Any) -> int:
+    parser = _parser(
+        "models",
+        "List the architectures of timm that take the temporal shift.",
+        "frameflex models 'resnet*'",
+    )
+    parser.add_argument(
+        "pattern", nargs="?", default="*", metavar="PATTERN", help="such as 'resnet*' (default: all)"
+    )
+    args = parser.parse_args(argv)
+    from fnmatch import fnmatch
+
+    from frameflex.models.backbones import supported_architectures
+
+    names = [name for name in supported_architectures() if fnmatch(name, args.pattern)]
+    if not names:
+        return _fail(f"no architecture matches {args.pattern!r}; list all with frameflex models", status=1)
+    print("\n".join(names))  # noqa: T201
+    return 0
+
+
+VERBS: dict[str, tuple[Callable[[list[str], Any], int], str]] = {
+    "demo": (_demo, "see the whole road on a rendered data set, in minutes, without a download"),
+    "train": (_train, "train a network as a recipe says"),
+    "evaluate": (_evaluate, "accuracy and cost of a checkpoint at every frame count"),
+    "predict": (_predict, "recognise what happens in videos"),
+    "data": (_data, "render the bundled benchmark"),
+    "models": (_models, "list the backbones that can be built"),
+}

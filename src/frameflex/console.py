@@ -1,0 +1,102 @@
+"""What the command line shows while it works: bars on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from frameflex.engine.evaluation import Evaluation
+from frameflex.engine.training import StepReport, Watcher
+
+LINE_EVERY_SECONDS = 10.0  # where there is no terminal to draw a bar on
+
+
+def make_console() -> Console:
+    """Standard error: results alone go to standard output."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        console = Console(stderr=True, highlight=False, width=200)
+    return console
+
+
+def show_messages(console: Console, *, debug: bool) -> None:
+    """Print the library's log messages; those of other libraries from warnings on."""
+    handler = RichHandler(
+        console=console, show_time=False, show_path=debug, show_level=debug, markup=False, highlighter=None
+    )
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.getLogger("frameflex").setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+@contextlib.contextmanager
+def progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback ``(done, total)`` that shows how far work has come."""
+    with _bar(console, "") as update:
+        yield lambda done, total: update(what, done, total, "")
+
+
+@contextlib.contextmanager
+def training_progress(console: Console, num_epochs: int) -> Iterator[Watcher]:
+    """A `Watcher` that shows loss, accuracy, clips a second and time left, and a line for each validation."""
+    with _bar(console, " ") as update:
+
+        def on_step(report: StepReport) -> None:
+            minutes, seconds = divmod(int(report.seconds_left), 60)
+            hours, minutes = divmod(minutes, 60)
+            left = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+            update(
+                f"epoch {report.epoch + 1}/{num_epochs}",
+                report.step,
+                report.num_steps,
+                f"loss {report.loss:.3f}  top-1 {report.accuracy:.1%}  "
+                f"{report.clips_per_second:.1f} videos/s  {left} left",
+            )
+
+        def on_validation(epoch: int, measured: Evaluation, best: bool) -> None:
+            accuracies = ", ".join(f"{r.top1:.1%} at {r.num_frames}" for r in measured.results)
+            console.print(
+                f"epoch {epoch + 1}: validation top-1 {accuracies} frames{'  (best so far)' if best else ''}"
+            )
+
+        yield Watcher(on_step=on_step, on_validation=on_validation)
+
+
+@contextlib.contextmanager
+def _bar(console: Console, padding: str) -> Iterator[Callable[[str, int, int, str], None]]:
+    if console.is_terminal:
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeElapsedColumn() if padding else TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+        ) as bar:
+            task = bar.add_task("", total=None, note="")
+            yield lambda what, done, total, note: bar.update(
+                task, description=what, completed=done, total=total, note=note
+            )
+        return
+    shown = time.monotonic()
+
+    def line(what: str, done: int, total: int, note: str) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= LINE_EVERY_SECONDS:
+            shown = time.monotonic()
+            console.print(f"{what}: {done}/{total}  {note}".rstrip())
+
+    yield line

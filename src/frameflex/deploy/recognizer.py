@@ -1,0 +1,166 @@
+"""Videos in, labels out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from frameflex.checkpoint import Checkpoint, load_checkpoint
+from frameflex.data.datasets import Batch, ClipDataset, VideoList, VideoRecord, collate, ignore_interrupts
+from frameflex.data.transforms import VIEWS, EvalTransform
+from frameflex.data.video import Source, VideoError, open_video
+from frameflex.models.tsm import classify_views
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One possible answer.
+
+    Attributes:
+        label: name of the class.
+        index: of the class among the model's outputs.
+        probability: 0 to 1.
+    """
+
+    label: str
+    index: int
+    probability: float
+
+
+class Recognizer:
+    """Recognise actions with a checkpoint.
+
+    Args:
+        checkpoint: as `load_checkpoint` gives it.
+        device: where the network runs; by default the best there is.
+
+    Example::
+
+        recognizer = Recognizer.from_checkpoint("best.safetensors")
+        print(recognizer("clip.mp4", num_frames=8)[0].label)
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device | None = None) -> None:
+        self.checkpoint = checkpoint
+        self.device = torch.device(device or best_device())
+        self.model = checkpoint.model.eval().to(self.device)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, *, device: str | torch.device | None = None) -> Recognizer:
+        """Load a ``.safetensors`` checkpoint; errors as in `load_checkpoint`."""
+        return cls(load_checkpoint(path), device=device)
+
+    def __call__(
+        self, video: Source, *, num_frames: int | None = None, top: int = 5, views: str = "1x1"
+    ) -> list[Prediction]:
+        """Recognise one video.
+
+        Args:
+            video: path, bytes or binary file object.
+            num_frames: T, frames to look at, at least 1; by default the largest trained count.
+            top: how many answers, best first.
+            views: "temporal views x crops": 1x1, 2x1, 1x3 or 2x3.
+
+        Returns:
+            ``top`` predictions, or as many as there are classes.
+
+        Raises:
+            VideoError: if the video can't be decoded.
+            FileNotFoundError: if there is no such file.
+            ValueError: if an argument is out of range.
+        """
+        return self._answers(self.logits(video, num_frames=num_frames, views=views), top)
+
+    def logits(self, video: Source, *, num_frames: int | None = None, views: str = "1x1") -> Tensor:
+        """The scores ``(K,)`` behind the predictions, averaged over views; arguments as for a call."""
+        dataset, count = self._dataset([], num_frames, views)
+        with open_video(video) as reader:
+            clips = dataset.clips(reader)[count][None]  # (1, V, 3, T, h, w)
+        return self._classify(clips)[0]
+
+    def recognize_many(
+        self,
+        videos: Sequence[str | Path],
+        *,
+        num_frames: int | None = None,
+        top: int = 5,
+        views: str = "1x1",
+        batch_size: int = 8,
+        num_workers: int = 0,
+    ) -> Iterator[tuple[Path, list[Prediction] | VideoError]]:
+        """Recognise many files, in batches, decoding ahead in other processes.
+
+        Args:
+            videos: files.
+            num_frames: as for one video.
+            top: as for one video.
+            views: as for one video.
+            batch_size: videos through the network at once.
+            num_workers: processes that decode.
+
+        Yields:
+            each file with its predictions, in the order given; a file that can't be decoded with its error.
+        """
+        paths = [Path(video) for video in videos]
+        dataset, count = self._dataset(paths, num_frames, views)
+        loader: DataLoader[Batch] = DataLoader(
+            dataset,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            collate_fn=collate,
+            worker_init_fn=ignore_interrupts,
+        )
+        for batch in loader:
+            answers: dict[int, list[Prediction] | VideoError] = {
+                bad.index: VideoError(bad.reason) for bad in batch.bad
+            }
+            if len(batch):
+                logits = self._classify(batch.clips[count])
+                answers |= {
+                    index: self._answers(row, top)
+                    for index, row in zip(batch.indices.tolist(), logits, strict=True)
+                }
+            for index in sorted(answers):
+                yield paths[index], answers[index]
+
+    def _dataset(self, paths: Sequence[Path], num_frames: int | None, views: str) -> tuple[ClipDataset, int]:
+        if views not in VIEWS:
+            raise ValueError(f"views is {views!r}; expected one of {', '.join(VIEWS)}")
+        num_views, num_crops = VIEWS[views]
+        count = self.checkpoint.num_frames if num_frames is None else num_frames
+        dataset = ClipDataset(
+            VideoList([VideoRecord(path, None, str(path)) for path in paths], self.checkpoint.class_names),
+            frame_counts=(count,),
+            transform=EvalTransform(self.checkpoint.preprocessing, num_crops=num_crops),
+            training=False,
+            num_views=num_views,
+            on_error="skip",
+            **self.checkpoint.sampling,
+        )
+        return dataset, count
+
+    def _classify(self, clips: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return classify_views(self.model, clips.to(self.device)).float().cpu()  # (B, K)
+
+    def _answers(self, logits: Tensor, top: int) -> list[Prediction]:
+        if top < 1:
+            raise ValueError(f"top is {top}; expected at least 1")
+        best = logits.softmax(0).topk(min(top, len(logits)))
+        names = self.checkpoint.class_names
+        return [
+            Prediction(names[index], index, probability)
+            for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+
+def best_device() -> torch.device:
+    """CUDA where there is a GPU, else Apple's, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,0 +1,265 @@
+"""Accuracy and cost at every frame count, and the drop from the trained one (Temporal Frequency Deviation)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+
+from frameflex.data.datasets import BadVideo, ClipDataset, VideoList, collate, ignore_interrupts
+from frameflex.data.transforms import VIEWS, EvalTransform, Preprocessing
+from frameflex.models.tsm import classify_views
+
+
+@dataclass(frozen=True)
+class CountResult:
+    """What was measured at one frame count.
+
+    Attributes:
+        num_frames: T.
+        top1: share of videos whose best guess is right, 0 to 1.
+        top5: share whose label is among the five best guesses (of all, where there are fewer classes).
+        mean_class_accuracy: top-1 of each class, averaged over the classes that occur.
+        gflops: billions of multiply-adds for one clip (one view), as papers count them.
+        clips_per_second: clips through the network, decoding not counted.
+    """
+
+    num_frames: int
+    top1: float
+    top5: float
+    mean_class_accuracy: float
+    gflops: float
+    clips_per_second: float
+
+
+@dataclass
+class Evaluation:
+    """Measurements of one model on one set of videos.
+
+    Attributes:
+        results: one for each frame count, ascending.
+        trained_counts: the T's that the model was trained at.
+        class_names: one for each logit.
+        names: of the videos that were measured, in the order of `labels` and `logits`.
+        labels: ``(N,)``.
+        logits: T -> ``(N, K)``, averaged over views.
+        views: "temporal views x crops".
+        bad: videos that could not be decoded and are missing from every number.
+        num_parameters: of the model.
+    """
+
+    results: list[CountResult]
+    trained_counts: tuple[int, ...]
+    class_names: list[str]
+    names: list[str]
+    labels: Tensor
+    logits: dict[int, Tensor]
+    views: str
+    bad: list[BadVideo] = field(default_factory=list)
+    num_parameters: int = 0
+
+    def at(self, num_frames: int) -> CountResult:
+        """The result at one frame count; KeyError where it was not measured."""
+        for result in self.results:
+            if result.num_frames == num_frames:
+                return result
+        raise KeyError(f"nothing was measured at {num_frames} frames")
+
+    def drop(self, num_frames: int) -> float | None:
+        """Top-1 lost against the largest trained count that was measured, 0 to 1; None if none was."""
+        measured = [result for result in self.results if result.num_frames in self.trained_counts]
+        return measured[-1].top1 - self.at(num_frames).top1 if measured else None
+
+    def confusion(self, num_frames: int) -> Tensor:
+        """Counts ``(K, K)``: true class by row, predicted class by column."""
+        logits = self.logits[num_frames]
+        return multiclass_confusion_matrix(logits, self.labels, num_classes=logits.shape[1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers and protocol, for JSON; accuracies from 0 to 1."""
+        return {
+            "protocol": {
+                "views": self.views,
+                "num_videos": len(self.names),
+                "num_undecodable": len(self.bad),
+                "trained_counts": list(self.trained_counts),
+            },
+            "num_parameters": self.num_parameters,
+            "results": [{**asdict(r), "drop": self.drop(r.num_frames)} for r in self.results],
+            "undecodable": [{"name": bad.name, "reason": bad.reason} for bad in self.bad],
+        }
+
+
+def evaluate(
+    model: nn.Module,
+    videos: VideoList,
+    *,
+    preprocessing: Preprocessing,
+    frame_counts: Sequence[int],
+    trained_counts: Sequence[int] = (),
+    sampling: Literal["segments", "dense"] = "segments",
+    window: int = 64,
+    views: str = "1x1",
+    batch_size: int = 8,
+    num_workers: int = 0,
+    on_error: Literal["error", "skip"] = "error",
+    accelerator: Accelerator | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Measure a model on labelled videos at several frame counts; each video is decoded once for all of them.
+
+    Args:
+        model: takes clips of any T.
+        videos: every one labelled.
+        preprocessing: of the checkpoint.
+        frame_counts: the T's to measure.
+        trained_counts: the T's that the model was trained at, for the drop.
+        sampling: "segments" or "dense", as in training.
+        window: frames that a clip spans, for dense sampling.
+        views: a key of `VIEWS`; logits are averaged over views.
+        batch_size: videos at once in each process.
+        num_workers: processes that decode.
+        on_error: "error" refuses to report numbers over a smaller set; "skip" counts and lists bad files.
+        accelerator: of a run in several processes; each video is measured by one of them.
+        on_progress: called with (videos done, videos in all) of this process.
+
+    Returns:
+        The measurements, the same in every process.
+
+    Raises:
+        ValueError: if a video has no label or an argument is out of range.
+        VideoError: at the first file that can't be decoded, unless skipped.
+    """
+    if views not in VIEWS:
+        raise ValueError(f"views is {views!r}; expected one of {', '.join(VIEWS)}")
+    if not videos:
+        raise ValueError("there are no videos to evaluate")
+    unlabelled = videos.labels.count(-1)
+    if unlabelled:
+        raise ValueError(f"{unlabelled} of {len(videos)} videos have no label; evaluation needs one for each")
+    num_views, num_crops = VIEWS[views]
+    counts = sorted(set(frame_counts))
+    dataset = ClipDataset(
+        videos,
+        frame_counts=counts,
+        transform=EvalTransform(preprocessing, num_crops=num_crops),
+        sampling=sampling,
+        window=window,
+        training=False,
+        num_views=num_views,
+        on_error=on_error,
+    )
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    mine = range(rank, len(dataset), world)
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=mine,
+        num_workers=num_workers,
+        collate_fn=collate,
+        worker_init_fn=ignore_interrupts,
+    )
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    done, seconds, gflops = 0, dict.fromkeys(counts, 0.0), dict.fromkeys(counts, 0.0)
+    kept: list[tuple[int, int, list[Tensor]]] = []  # index, label, logits at each count
+    bad: list[BadVideo] = []
+    num_clips = 0
+    try:
+        with torch.inference_mode():
+            for batch in loader:
+                bad += batch.bad
+                done += len(batch.labels) + len(batch.bad)
+                if len(batch.labels):
+                    logits = []
+                    for count in counts:
+                        clips = batch.clips[count].to(device)  # (B, V, 3, T, H, W)
+                        if not gflops[count]:
+                            gflops[count] = clip_gflops(model, clips[0, :1])
+                        start = _now(device)
+                        with accelerator.autocast() if accelerator else torch.autocast("cpu", enabled=False):
+                            answer = classify_views(model, clips)
+                        seconds[count] += _now(device) - start
+                        logits.append(answer.float().cpu())
+                    num_clips += len(batch.labels) * num_views * num_crops
+                    kept += zip(
+                        batch.indices.tolist(),
+                        batch.labels.tolist(),
+                        map(list, zip(*logits, strict=True)),
+                        strict=True,
+                    )
+                if on_progress:
+                    on_progress(done, len(mine))
+    finally:
+        model.train(was_training)
+    if world > 1:
+        kept, bad = gather_object(kept), gather_object(bad)
+    kept.sort(key=lambda item: item[0])
+    labels = torch.tensor([label for _, label, _ in kept], dtype=torch.long)
+    by_count = {
+        count: torch.stack([logits[i] for _, _, logits in kept])
+        if kept
+        else torch.empty(0, len(videos.classes))
+        for i, count in enumerate(counts)
+    }
+    if not kept:
+        raise ValueError(
+            f"none of the {len(bad)} videos could be decoded; check them with frameflex data check"
+        )
+    return Evaluation(
+        results=[
+            CountResult(
+                count,
+                **_accuracies(by_count[count], labels),
+                gflops=gflops[count],
+                clips_per_second=num_clips / seconds[count] if seconds[count] else float("nan"),
+            )
+            for count in counts
+        ],
+        trained_counts=tuple(sorted(trained_counts)),
+        class_names=list(videos.classes),
+        names=[videos[index].name for index, _, _ in kept],
+        labels=labels,
+        logits=by_count,
+        views=views,
+        bad=sorted(bad, key=lambda item: item.index),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def clip_gflops(model: nn.Module, clip: Tensor) -> float:
+    """Billions of multiply-adds of one forward, counted while it runs. A paper's "GFLOPs" are these."""
+    with FlopCounterMode(display=False) as counter:
+        model(clip)
+    return counter.get_total_flops() / 2 / 1e9  # torch counts the multiplication and the addition apart
+
+
+def _accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    num_classes = logits.shape[1]
+    if num_classes == 1:
+        return {"top1": 1.0, "top5": 1.0, "mean_class_accuracy": 1.0}
+    top5 = min(5, num_classes)
+    hit5 = (logits.topk(top5, dim=1).indices == labels[:, None]).any(1).double().mean()
+    each = multiclass_accuracy(logits, labels, num_classes=num_classes, average="none")
+    occurs = torch.bincount(labels, minlength=num_classes) > 0
+    return {
+        "top1": float((logits.argmax(1) == labels).double().mean()),
+        "top5": float(hit5),
+        "mean_class_accuracy": float(each[occurs].double().mean()),
+    }
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,282 @@
+"""The dataclasses of a run, and their YAML. Every default lives here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+
+class RecipeError(ValueError):
+    """A recipe that can't be run; the message names the key."""
+
+
+@dataclass
+class Data:
+    """Which videos.
+
+    Attributes:
+        train: a folder with a sub-folder for each class, a CSV list, or Something-Something's folder of JSON.
+        validation: the same for validation; where empty, the validation split that `train` comes with, or else
+            `validation_fraction` of it, held out by class.
+        video_dir: where the files of a list are; by default beside the list.
+        validation_fraction: share held out where there is no validation split, above 0 and below 1.
+        num_workers: processes that decode, for each training process.
+        on_bad_video: what training does with a file that can't be decoded: "skip" counts and lists it and
+            stops the run when more than 1 % is bad, "error" stops at the first. Validation always stops.
+    """
+
+    train: str
+    validation: str | None = None
+    video_dir: str | None = None
+    validation_fraction: float = 0.2
+    num_workers: int = 2
+    on_bad_video: Literal["skip", "error"] = "skip"
+
+
+@dataclass
+class Clip:
+    """Which frames and pixels of a video.
+
+    Attributes:
+        frame_counts: the T's. A plain TSM trains at the largest and is validated at all of them.
+        sampling: "segments" (one frame of each of T equal parts) or "dense" (T frames, equally far apart, of a
+            `window` of the video).
+        window: frames that a dense clip spans, at any T.
+        short_side: pixels of the shorter side after resizing, for evaluation.
+        crop_size: pixels of the square that the network sees.
+        mean: of R, G, B on the scale 0 to 1; by default what the backbone's ImageNet weights expect.
+        std: likewise.
+        multi_scale_crop: sides of training crops, relative to the shorter side of the video.
+        flip: mirror every second training clip, and exchange left and right in its label. Labels whose
+            mirrored name is not among the classes are never mirrored.
+        color_jitter: strength from 0 to 1.
+        rand_augment: magnitude from 0 (off) to 30.
+    """
+
+    frame_counts: tuple[int, ...] = (16,)
+    sampling: Literal["segments", "dense"] = "segments"
+    window: int = 64
+    short_side: int = 256
+    crop_size: int = 224
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    multi_scale_crop: tuple[float, ...] = (1, 0.875, 0.75, 0.66)
+    flip: bool = True
+    color_jitter: float = 0.0
+    rand_augment: int = 0
+
+
+@dataclass
+class Model:
+    """The network.
+
+    Attributes:
+        backbone: architecture of timm.
+        pretrained: ImageNet weights: true to download them, or a file.
+        init: a checkpoint of frameflex to start from; rows of the classifier are kept where class names agree.
+        dropout: before the classifier.
+        shift: "bidirectional", or "none" for a baseline that can't see order.
+        shift_div: one channel in so many moves in each direction.
+        backbone_options: further arguments of timm.create_model.
+        frame_norms: method ffn: norms of its own for each frame count.
+        frame_scales: method ffn: scales of its own for each frame count.
+    """
+
+    backbone: str = "resnet50"
+    pretrained: bool | str = True
+    init: str | None = None
+    dropout: float = 0.5
+    shift: Literal["bidirectional", "none"] = "bidirectional"
+    shift_div: int = 8
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+    frame_norms: bool = True
+    frame_scales: bool = True
+
+
+@dataclass
+class Objective:
+    """What is minimised.
+
+    Attributes:
+        label_smoothing: 0 to 1.
+        kl_weight: method ffn: λ, the weight of Σ KL(student ‖ prediction at the largest count).
+        temperature: method ffn: of both sides of the KL term.
+        student_cross_entropy: method ffn: cross-entropy at the smaller counts too.
+        random_counts: method ffn: each step draws the smaller counts from the whole range between the smallest
+            and the largest instead of the fixed list; parts of the nearest count serve them.
+    """
+
+    label_smoothing: float = 0.0
+    kl_weight: float = 1.0
+    temperature: float = 1.0
+    student_cross_entropy: bool = False
+    random_counts: bool = False
+
+
+@dataclass
+class Training:
+    """How it is minimised.
+
+    Attributes:
+        epochs: passes over the training videos.
+        batch_size: videos a step in each process, before accumulation.
+        accumulate: batches a step of the optimizer.
+        optimizer: "sgd" or "adamw".
+        learning_rate: for `reference_batch_size` videos a step; scaled linearly to the real number.
+        reference_batch_size: null leaves the learning rate as it is.
+        momentum: of SGD.
+        nesterov: of SGD.
+        weight_decay: 0 or more.
+        parameter_groups: "published" (TSM: new classifier's weight at 5 ×, its bias at 10 ×, other biases at 2 ×
+            without decay, norms without decay) or "plain" (one rate; no decay on biases and norms).
+        schedule: "cosine" to zero, or "steps" (a tenth at each of `milestones`).
+        milestones: epochs.
+        warmup_epochs: linear from zero.
+        clip_grad_norm: largest norm of all gradients together; null for no limit.
+        precision: "no" (float32), "bf16" or "fp16".
+        validate_every: epochs from one validation to the next; the last epoch is always validated.
+        tensorboard: also write TensorBoard's log (needs frameflex[tracking]).
+    """
+
+    epochs: int = 50
+    batch_size: int = 8
+    accumulate: int = 1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.01
+    reference_batch_size: int | None = 64
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    parameter_groups: Literal["published", "plain"] = "published"
+    schedule: Literal["cosine", "steps"] = "cosine"
+    milestones: tuple[int, ...] = (20, 40)
+    warmup_epochs: float = 0.0
+    clip_grad_norm: float | None = 20.0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    validate_every: int = 1
+    tensorboard: bool = False
+
+
+@dataclass
+class Recipe:
+    """A whole run.
+
+    Attributes:
+        data: which videos.
+        output: folder of the run: recipe, log, checkpoints.
+        method: "tsm" (one network, trained at the largest frame count), "ffn" (one network, trained at all of
+            them together) or "separate" (a plain TSM for each count).
+        clip: which frames and pixels.
+        model: the network.
+        objective: what is minimised.
+        training: how it is minimised.
+        seed: of everything random.
+    """
+
+    data: Data
+    output: str = "runs/frameflex"
+    method: Literal["tsm", "ffn", "separate"] = "tsm"
+    clip: Clip = field(default_factory=Clip)
+    model: Model = field(default_factory=Model)
+    objective: Objective = field(default_factory=Objective)
+    training: Training = field(default_factory=Training)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = self.clip.frame_counts
+        if not counts or min(counts) < 1 or len(set(counts)) != len(counts):
+            raise RecipeError(
+                f"clip.frame_counts is {list(counts)}; expected different T's of at least 1 each"
+            )
+        for name, value, low in (
+            ("training.epochs", self.training.epochs, 1),
+            ("training.batch_size", self.training.batch_size, 1),
+            ("training.accumulate", self.training.accumulate, 1),
+            ("training.validate_every", self.training.validate_every, 1),
+            ("data.num_workers", self.data.num_workers, 0),
+            ("clip.window", self.clip.window, 1),
+        ):
+            if value < low:
+                raise RecipeError(f"{name} is {value}; expected at least {low}")
+        if not 0 < self.data.validation_fraction < 1:
+            raise RecipeError(
+                f"data.validation_fraction is {self.data.validation_fraction}; expected above 0 and below 1"
+            )
+        if not self.training.learning_rate > 0:
+            raise RecipeError(f"training.learning_rate is {self.training.learning_rate}; expected above 0")
+        if self.objective.temperature <= 0 or self.objective.kl_weight < 0:
+            raise RecipeError("objective.temperature must be above 0 and objective.kl_weight at least 0")
+
+    @property
+    def trained_counts(self) -> tuple[int, ...]:
+        """The T's that the network sees in training, ascending."""
+        counts = tuple(sorted(self.clip.frame_counts))
+        return counts if self.method == "ffn" else counts[-1:]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for YAML and JSON."""
+        return _plain(asdict(self))
+
+    def save(self, path: Path) -> None:
+        """Write the whole effective recipe as YAML."""
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def check_keys(values: Mapping[str, Any], origin: str) -> None:
+    """Refuse unknown keys of a recipe, with the known one that was probably meant.
+
+    Args:
+        values: the nested mapping that a YAML file holds.
+        origin: for the message.
+
+    Raises:
+        RecipeError: naming the first unknown key.
+    """
+    known = known_keys()
+    groups = {key.split(".")[0] for key in known if "." in key}
+    if not isinstance(values, Mapping):
+        raise RecipeError(
+            f"{origin} holds {type(values).__name__}; expected keys and values as in recipes/motion.yaml"
+        )
+    for key, value in values.items():
+        if key in groups and isinstance(value, Mapping):
+            for inner in value:
+                check_key(f"{key}.{inner}", known, origin)
+        elif key not in groups:
+            check_key(str(key), known, origin)
+
+
+def check_key(key: str, known: list[str], origin: str) -> None:
+    """Refuse one dotted key that is not among the known ones."""
+    if key in known:
+        return
+    last = key.rsplit(".", 1)[-1]
+    close = get_close_matches(key, known, n=1, cutoff=0.75) or [
+        name
+        for name in known
+        if name.rsplit(".", 1)[-1] in get_close_matches(last, [name.rsplit(".", 1)[-1]])
+    ]
+    hint = f"Did you mean {close[0]}?" if close else "See frameflex train --help for all keys"
+    raise RecipeError(f"{origin}: unknown key {key}. {hint}")
+
+
+def known_keys() -> list[str]:
+    """Every key of a recipe, dotted."""
+    keys: list[str] = []
+    for name, value in Recipe(Data("")).to_dict().items():
+        if isinstance(value, dict):
+            keys += [f"{name}.{inner}" for inner in value]
+        else:
+            keys.append(name)
+    return keys
