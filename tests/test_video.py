@@ -412,6 +412,25 @@ def test_sound_alone_is_an_error(tmp_path):
         open_video(path)
 
 
+def test_the_cover_picture_of_a_song_is_no_video(tmp_path):
+    with av.open(io.BytesIO(), "w", format="mjpeg") as container:
+        stream = container.add_stream("mjpeg", rate=1)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuvj420p"
+        picture = b"".join(
+            bytes(packet) for packet in stream.encode(av.VideoFrame.from_ndarray(paint(1), format="rgb24"))
+        )
+    # An ID3v2.3 tag with an APIC frame, then silence: MPEG-1 layer III, 128 kbit/s, 44.1 kHz, 417 bytes a frame.
+    apic = b"\0image/jpeg\0\x03\0" + picture
+    frame = b"APIC" + struct.pack(">IH", len(apic), 0) + apic
+    size = bytes(len(frame) >> shift & 0x7F for shift in (21, 14, 7, 0))
+    path = tmp_path / "song.mp3"
+    path.write_bytes(b"ID3\x03\0\0" + size + frame + (b"\xff\xfb\x90\x00" + bytes(413)) * 20)
+    with av.open(str(path)) as container:
+        assert len(container.streams.video) == 1
+    with pytest.raises(VideoError, match=r"song\.mp3: no video stream"):
+        open_video(path)
+
+
 def test_a_missing_file_is_file_not_found(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"12345\.webm"):
         open_video(tmp_path / "12345.webm")

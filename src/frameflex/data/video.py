@@ -39,6 +39,7 @@ import av
 import av.error
 import numpy as np
 import torch
+from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 if TYPE_CHECKING:
@@ -424,11 +425,10 @@ class _PyAVReader(VideoReader):
         self._timestamps = None
         self._keys: list[tuple[int, int]] = []  # (frame index, packet index) of the places to start at
         if pts is not None:
-            index_of = {value: i for i, value in enumerate(pts)}
+            index_of = {time: i for i, time in enumerate(pts)}
             for packet in self._scan.key_packets:
-                frame = (
-                    index_of.get(self._scan.pts[packet] or 0) if self._scan.pts[packet] is not None else None
-                )
+                value = self._scan.pts[packet]
+                frame = None if value is None else index_of.get(value)
                 if frame is not None and (not self._keys or frame > self._keys[-1][0]):
                     self._keys.append((frame, packet))
         if not self._keys or self._keys[0][0] != 0:
@@ -453,9 +453,11 @@ class _PyAVReader(VideoReader):
                 if number >= start:
                     yield number, packet
                 number += 1
-        except av.error.FFmpegError:
+        except av.error.FFmpegError as error:
             if number < len(self._scan.pts):
-                raise
+                raise VideoError(
+                    f"video {self.name}: can't be read after packet {number} ({error.strerror}). {_ADVICE}"
+                ) from error
 
     def _seek(self, start: int) -> int:
         """Go to packet `start` or before it; return the number of the packet that comes next."""
@@ -673,7 +675,7 @@ def _mp4_counts(file: BinaryIO, num_bytes: int) -> Iterator[int]:
 
 
 def _is_cover_picture(stream: VideoStream) -> bool:
-    return "attached_pic" in str(stream.disposition)
+    return bool(stream.disposition & Disposition.attached_pic)
 
 
 def _size_text(num_bytes: int) -> str:
