@@ -1,0 +1,516 @@
+"""The bundled benchmark: short videos that only the order of their frames tells apart.
+
+One textured object changes over a textured background, below a shaking camera: it moves left, right, up or
+down, comes closer or goes away, turns, fades in or out, or goes and comes back. Every class has a twin that
+shows the same frames in another order (played backwards, or started half a period later), so that a model that
+looks at frames one by one, or at all of them in no order, cannot do better than guess between the two.
+
+The files have Something-Something V2's own layout, and are read by the same code.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+VERSION = 1  # of the frames that a seed gives: a change to them makes another benchmark
+FPS = 12  # Something-Something V2's
+MANIFEST = "motion.json"
+VIDEO_FOLDER = "20bn-something-something-v2"
+_NUM_FRAMES = range(24, 49, 2)  # even, so that half a period is a whole number of frames
+
+
+@dataclass(frozen=True)
+class MotionClass:
+    """One thing that can happen in a video.
+
+    Args:
+        template: the class's name as Something-Something writes it, with `[something]` for the object.
+        change: what changes: "x", "y", "size", "angle" or "opacity".
+        order: how the sweep of that change from one end to the other is played: "forward", "backward",
+            "there_and_back" or "back_and_there" (the same loop, entered half a period later).
+    """
+
+    template: str
+    change: str
+    order: str
+
+    @property
+    def label(self) -> str:
+        """The class's name in labels.json: the template without brackets."""
+        return self.template.replace("[", "").replace("]", "")
+
+
+CLASSES: tuple[MotionClass, ...] = (
+    MotionClass("Moving [something] from left to right", "x", "forward"),
+    MotionClass("Moving [something] from right to left", "x", "backward"),
+    MotionClass("Moving [something] down", "y", "forward"),
+    MotionClass("Moving [something] up", "y", "backward"),
+    MotionClass("Moving [something] towards the camera", "size", "forward"),
+    MotionClass("Moving [something] away from the camera", "size", "backward"),
+    MotionClass("Turning [something] clockwise", "angle", "forward"),
+    MotionClass("Turning [something] anticlockwise", "angle", "backward"),
+    MotionClass("[Something] appearing", "opacity", "forward"),
+    MotionClass("[Something] vanishing", "opacity", "backward"),
+    MotionClass("Moving [something] right and then back left", "x", "there_and_back"),
+    MotionClass("Moving [something] left and then back right", "x", "back_and_there"),
+)
+
+
+def render_frames(class_index: int, rng: np.random.Generator, size: int) -> np.ndarray:
+    """Draw one video of a class.
+
+    The same state of `rng` gives a class and its twin the same frames in another order: reversed for a movement
+    in one direction, rolled by half the video for one that goes and comes back.
+
+    Args:
+        class_index: index into `CLASSES`.
+        rng: where everything random comes from: scene, number of frames, speed, size, start, light, camera.
+        size: height and width in pixels, at least 16.
+
+    Returns:
+        RGB uint8 `(N, size, size, 3)`; N is even and 24 to 48.
+
+    Raises:
+        ValueError: if the class does not exist or the size is below 16.
+    """
+    return _draw(class_index, rng, size)[0]
+
+
+def _draw(class_index: int, rng: np.random.Generator, size: int) -> tuple[np.ndarray, str]:
+    """The frames, and the name of what moves in them."""
+    if not 0 <= class_index < len(CLASSES):
+        raise ValueError(
+            f"class_index is {class_index}; expected 0 to {len(CLASSES) - 1}, an index of CLASSES."
+        )
+    if size < 16:
+        raise ValueError(f"size is {size}; expected at least 16 pixels.")
+    motion = CLASSES[class_index]
+    num_frames = int(rng.choice(_NUM_FRAMES))
+    time = (np.arange(num_frames, dtype=np.float32) + 0.5) / num_frames
+
+    progress = _uneven(time, rng)
+    if motion.order in ("there_and_back", "back_and_there"):
+        # The sweep's own frames, every second one on the way there and the others on the way back: the positions
+        # visited are those of a movement in one direction.
+        progress = np.concatenate([progress[0::2], progress[1::2][::-1]])
+
+    camera = np.stack([_sway(time, rng, 0.02) for _ in "xy"]) + rng.normal(0, 0.004, (2, num_frames))
+    canvas = _background(rng, size, camera)
+    for _ in range(rng.integers(1, 3)):
+        distractor = _Thing.drawn(rng)
+        _paint(canvas, distractor, _distractor_path(rng, time, camera))
+    thing = _Thing.drawn(rng)
+    _paint(canvas, thing, _object_path(motion.change, rng, progress, camera))
+    canvas *= _light(rng, size, time)
+    frames = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
+
+    if motion.order == "backward":
+        frames = frames[::-1]
+    elif motion.order == "back_and_there":
+        frames = np.roll(frames, num_frames // 2, axis=0)
+    return np.ascontiguousarray(frames), thing.name
+
+
+# Time. All that moves beside the object is stationary on a circle as long as the video: its distribution is the
+# same played backwards or entered half a period later, so that it betrays no class.
+
+
+def _uneven(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Progress from 0 to 1, strictly rising, faster here and slower there."""
+    phase = rng.uniform(0, 2 * np.pi)
+    return time + rng.uniform(0, 0.6) / (2 * np.pi) * (np.sin(2 * np.pi * time + phase) - np.sin(phase))
+
+
+def _sway(time: np.ndarray, rng: np.random.Generator, amplitude: float) -> np.ndarray:
+    turns = np.arange(1, 4)[:, None]
+    waves = np.sin(2 * np.pi * (turns * time + rng.uniform(0, 1, (3, 1)))) / turns
+    return (waves * rng.uniform(0, amplitude, (3, 1))).sum(axis=0)
+
+
+# Space. Lengths are in units of the picture's side; positions are of the object's centre, y downwards.
+
+
+@dataclass
+class _Path:
+    """An object through the video: one value a frame."""
+
+    x: np.ndarray
+    y: np.ndarray
+    radius: np.ndarray
+    angle: np.ndarray  # radians, clockwise on the screen
+    opacity: np.ndarray
+
+
+def _object_path(change: str, rng: np.random.Generator, progress: np.ndarray, camera: np.ndarray) -> _Path:
+    # Every value is drawn for every class, and in the same manner, so that what does not change tells nothing.
+    centred = progress - 0.5
+    travel = rng.uniform(0.3, 0.6)
+    slant = rng.uniform(-0.25, 0.25)  # radians
+    x, y = rng.uniform(0.3, 0.7, 2)
+    growth = rng.uniform(0.6, 1.1)  # of the logarithm
+    radius = rng.uniform(0.14, 0.22)
+    angle = rng.uniform(0, 2 * np.pi)
+    turn = rng.uniform(1.6, 4.5)  # radians
+    opacity = rng.uniform(0.75, 1.0)
+    hidden = rng.uniform(0.0, 0.25)
+
+    path = {"x": x, "y": y, "radius": radius, "angle": angle, "opacity": opacity}
+    if change in ("x", "y"):
+        across = "y" if change == "x" else "x"
+        path[change] += travel * np.cos(slant) * centred
+        path[across] += travel * np.sin(slant) * centred
+    elif change == "size":
+        path["radius"] *= np.exp(growth * centred)
+    elif change == "angle":
+        path["angle"] += turn * centred
+    else:
+        path["opacity"] = hidden + (opacity - hidden) * progress
+    full = {name: np.broadcast_to(value, progress.shape) for name, value in path.items()}
+    full["x"] = full["x"] + camera[0]
+    full["y"] = full["y"] + camera[1]
+    return _Path(**full)
+
+
+def _distractor_path(rng: np.random.Generator, time: np.ndarray, camera: np.ndarray) -> _Path:
+    still = np.ones_like(time)
+    return _Path(
+        x=rng.uniform(0, 1) + camera[0] + _sway(time, rng, 0.02),
+        y=rng.uniform(0, 1) + camera[1] + _sway(time, rng, 0.02),
+        radius=rng.uniform(0.08, 0.18) * still,
+        angle=rng.uniform(0, 2 * np.pi) + _sway(time, rng, 0.1),
+        opacity=rng.uniform(0.75, 1.0) * still,
+    )
+
+
+_SHAPES: dict[
+    str, Callable[[np.ndarray, np.ndarray], np.ndarray]
+] = {  # signed distance from the outline, radii
+    "disc": lambda u, v: np.hypot(u, v) - 0.95,
+    "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) - 0.8,
+    "diamond": lambda u, v: (np.abs(u) + np.abs(v)) * 0.7071 - 0.8,
+    "bar": lambda u, v: np.maximum(np.abs(u) - 1.0, np.abs(v) - 0.55),
+    "triangle": lambda u, v: np.maximum(np.abs(u) * 0.866 - v * 0.5, v) - 0.55,
+    "cross": lambda u, v: np.minimum(
+        np.maximum(np.abs(u) - 1.0, np.abs(v) - 0.4), np.maximum(np.abs(v) - 1.0, np.abs(u) - 0.4)
+    ),
+}
+_REACH = 1.3  # radii: no shape goes further from its centre
+
+
+@dataclass
+class _Thing:
+    shape: str
+    pattern: str
+    texture: np.ndarray  # float32 (64, 64, 3), spans [-_REACH, _REACH] radii
+
+    @property
+    def name(self) -> str:
+        return f"{self.pattern} {self.shape}"
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator) -> "_Thing":
+        shape = str(rng.choice(list(_SHAPES)))
+        pattern = str(rng.choice(["striped", "checked", "mottled"]))
+        v, u = np.mgrid[0:64, 0:64].astype(np.float32) / 64
+        tilt, frequency, phase = rng.uniform(0, np.pi), rng.uniform(2.5, 4.5), rng.uniform(0, 2 * np.pi, 2)
+        along = np.sin(2 * np.pi * frequency * (np.cos(tilt) * u + np.sin(tilt) * v) + phase[0])
+        across = np.sin(2 * np.pi * frequency * (np.cos(tilt) * v - np.sin(tilt) * u) + phase[1])
+        blotches = _noise(rng, 64, 6)[..., 0]
+        wave = {"striped": along, "checked": along * across * 2, "mottled": 2.5 * blotches}[pattern]
+        mix = np.clip(0.5 + wave + 0.5 * blotches, 0, 1)[..., None]
+        first = rng.uniform(0, 255, 3)
+        second = (first + rng.uniform(80, 175, 3)) % 255  # at least 80 levels apart in each colour
+        shade = 30 * _noise(rng, 64, 2)
+        texture = first * mix + second * (1 - mix) + shade
+        return cls(shape, pattern, texture.astype(np.float32))
+
+
+def _noise(rng: np.random.Generator, side: int, cells: int) -> np.ndarray:
+    """Smooth noise (side, side, 3), about -1 to 1, with `cells` blotches to a side."""
+    grid = rng.uniform(-1, 1, (cells + 1, cells + 1, 3)).astype(np.float32)
+    where = np.arange(side, dtype=np.float32) * (cells / side)
+    low = where.astype(int)
+    part = where - low
+    part = part * part * (3 - 2 * part)
+    rows = grid[low] * (1 - part)[:, None, None] + grid[low + 1] * part[:, None, None]
+    return rows[:, low] * (1 - part)[:, None] + rows[:, low + 1] * part[:, None]
+
+
+def _background(rng: np.random.Generator, size: int, camera: np.ndarray) -> np.ndarray:
+    """A large textured plane seen through the moving camera: float32 (N, size, size, 3)."""
+    margin = int(np.ceil(0.15 * size))
+    side = size + 2 * margin
+    plane = rng.uniform(60, 195, 3) + 45 * _noise(rng, side, 3) + 30 * _noise(rng, side, 12)
+    plane = (plane + 20 * _noise(rng, side, 24)).astype(np.float32)
+    canvas = np.empty((camera.shape[1], size, size, 3), np.float32)
+    for frame, shift in zip(canvas, camera.T, strict=True):
+        left, top = np.clip(margin - shift * size, 0, 2 * margin - 1.001)
+        x, y = int(left), int(top)
+        fx, fy = np.float32(left - x), np.float32(top - y)
+        rows = plane[y : y + size] * (1 - fy) + plane[y + 1 : y + size + 1] * fy
+        frame[:] = rows[:, x : x + size] * (1 - fx) + rows[:, x + 1 : x + size + 1] * fx
+    return canvas
+
+
+def _paint(canvas: np.ndarray, thing: _Thing, path: _Path) -> None:
+    """Blend an object into (N, size, size, 3), all frames at once, inside the window that it can reach."""
+    size = canvas.shape[1]
+    radius = (path.radius * size).astype(np.float32)[:, None, None]
+    centre = np.stack([path.x, path.y]).astype(np.float32) * size
+    window = int(np.ceil(2 * _REACH * radius.max())) + 2
+    corner = np.floor(centre - window / 2).astype(int)
+    steps = np.arange(window, dtype=np.float32) + 0.5
+    dx = (corner[0][:, None] + steps - centre[0][:, None])[:, None, :]  # (N, 1, window)
+    dy = (corner[1][:, None] + steps - centre[1][:, None])[:, :, None]  # (N, window, 1)
+    cos = np.cos(path.angle).astype(np.float32)[:, None, None] / radius
+    sin = np.sin(path.angle).astype(np.float32)[:, None, None] / radius
+    u = cos * dx + sin * dy
+    v = cos * dy - sin * dx
+    coverage = np.clip(0.5 - _SHAPES[thing.shape](u, v) * radius, 0, 1)
+    coverage *= path.opacity.astype(np.float32)[:, None, None]
+    texels = thing.texture.shape[0]
+    scale, last = texels / (2 * _REACH), texels - 1
+    column = np.clip((u + _REACH) * scale, 0, last).astype(np.intp)
+    row = np.clip((v + _REACH) * scale, 0, last).astype(np.intp)
+    colour = thing.texture.reshape(-1, 3)[row * texels + column]
+    for frame, x, y, cover, paint in zip(canvas, *corner, coverage[..., None], colour, strict=True):
+        left, top, right, bottom = max(x, 0), max(y, 0), min(x + window, size), min(y + window, size)
+        if left >= right or top >= bottom:
+            continue
+        inside = np.s_[top - y : bottom - y, left - x : right - x]
+        seen = frame[top:bottom, left:right]
+        seen += cover[inside] * (paint[inside] - seen)
+
+
+def _light(rng: np.random.Generator, size: int, time: np.ndarray) -> np.ndarray:
+    """A lamp of some brightness, flickering slowly, stronger on one side: (N, size, size, 1)."""
+    brightness = rng.uniform(0.75, 1.15) * (1 + _sway(time, rng, 0.04))
+    across = np.linspace(-1, 1, size, dtype=np.float32)
+    slope = rng.uniform(-0.12, 0.12, 2)
+    ramp = 1 + slope[0] * across[None, :] + slope[1] * across[:, None]
+    return (brightness[:, None, None] * ramp)[..., None].astype(np.float32)
+
+
+# Files
+
+
+def render(
+    directory: str | os.PathLike[str],
+    *,
+    num_videos: int = 600,
+    size: int = 96,
+    seed: int = 0,
+    validation_fraction: float = 0.2,
+    num_workers: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Render the benchmark to H.264 files, laid out as Something-Something V2 is.
+
+    The folder appears under its name when it is complete, and not before. Where it already holds this very
+    benchmark, nothing is done.
+
+    Args:
+        directory: new or empty folder.
+        num_videos: training and validation together; a multiple of the number of classes, so that every class
+            is equally frequent in both.
+        size: height and width in pixels; even, at least 16.
+        seed: 0 or more; the same arguments give the same frames. The two parts share no texture.
+        validation_fraction: between 0 and 1; rounded to whole videos of each class, at least one in each part.
+        num_workers: threads; as many as the machine has cores if None. It doesn't change what is rendered.
+        on_progress: called with the number of videos that are done and of all, from the calling thread.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+        FileExistsError: if the directory is not empty and holds anything but this benchmark, complete.
+    """
+    entries = _plan(num_videos, size, seed, validation_fraction)
+    if num_workers is not None and num_workers < 1:
+        raise ValueError(f"num_workers is {num_workers}; expected at least 1, or None for one per core.")
+    manifest = {
+        "benchmark": "frameflex motion",
+        "version": VERSION,
+        "num_videos": num_videos,
+        "size": size,
+        "seed": seed,
+        "validation_fraction": validation_fraction,
+    }
+    final = Path(directory)
+    if _is_rendered(final, manifest, [entry.identity for entry in entries]):
+        if on_progress is not None:
+            on_progress(num_videos, num_videos)
+        return final
+
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
+    try:
+        (partial / VIDEO_FOLDER).mkdir()
+        for entry, thing in _rendered(entries, partial / VIDEO_FOLDER, size, num_workers, on_progress):
+            entry.thing = thing
+        _write_json(partial / "labels.json", {c.label: str(index) for index, c in enumerate(CLASSES)})
+        for split in ("train", "validation"):
+            listed = [entry.listed() for entry in entries if entry.split == split]
+            _write_json(partial / f"{split}.json", listed)
+        _write_json(partial / MANIFEST, manifest)
+        partial.chmod(0o777 & ~_umask())  # mkdtemp's is for one user only
+        if final.exists():
+            final.rmdir()  # it is empty; and if something came to lie in it meanwhile, this fails
+        partial.rename(final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return final
+
+
+@dataclass
+class _Entry:
+    """One video to render."""
+
+    identity: str
+    split: str
+    class_index: int
+    entropy: tuple[int, ...]
+    thing: str = ""
+
+    def listed(self) -> dict[str, Any]:
+        template = CLASSES[self.class_index].template
+        label = template.replace("[something]", self.thing).replace("[Something]", self.thing).lower()
+        return {"id": self.identity, "label": label, "template": template, "placeholders": [self.thing]}
+
+
+def _plan(num_videos: int, size: int, seed: int, validation_fraction: float) -> list[_Entry]:
+    num_classes = len(CLASSES)
+    if num_videos < 2 * num_classes or num_videos % num_classes:
+        nearest = max(2, round(num_videos / num_classes)) * num_classes
+        raise ValueError(
+            f"num_videos is {num_videos}; expected a multiple of {num_classes}, the number of classes, and at "
+            f"least {2 * num_classes}: one of each in both parts. The nearest is {nearest}."
+        )
+    if size < 16 or size % 2:
+        raise ValueError(f"size is {size}; expected an even number of pixels, at least 16.")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; expected 0 or more.")
+    if not 0 < validation_fraction < 1:
+        raise ValueError(
+            f"validation_fraction is {validation_fraction}; expected between 0 and 1, such as 0.2."
+        )
+    per_class = num_videos // num_classes
+    num_validation = min(max(round(validation_fraction * per_class), 1), per_class - 1) * num_classes
+    # The identities are shuffled, so that neither they nor the order of the files tell class or part.
+    identities = np.random.default_rng((seed, VERSION)).permutation(num_videos) + 1
+    entries = []
+    for number, identity in enumerate(identities):
+        split = "validation" if number < num_validation else "train"
+        # What comes after the seed differs between any two videos; twins share nothing either.
+        entropy = (seed, VERSION, int(split == "validation"), number)
+        entries.append(_Entry(str(identity), split, number % num_classes, entropy))
+    return sorted(entries, key=lambda entry: int(entry.identity))
+
+
+def _is_rendered(directory: Path, manifest: dict[str, Any], identities: list[str]) -> bool:
+    """Whether the directory holds the benchmark already.
+
+    Raises:
+        FileExistsError: if it holds anything else.
+    """
+    if not directory.exists():
+        return False
+    advice = "Give another directory, or delete this one."
+    if not directory.is_dir():
+        raise FileExistsError(f"{directory} is a file; expected a new or empty folder. {advice}")
+    if not any(directory.iterdir()):
+        return False
+    try:
+        found = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise FileExistsError(
+            f"{directory} is not empty, and not a rendered benchmark; nothing was written. {advice}"
+        ) from None
+    if found != manifest:
+        differing = (
+            [
+                f"{key} {found.get(key)!r} instead of {value!r}"
+                for key, value in manifest.items()
+                if found.get(key) != value
+            ]
+            if isinstance(found, dict)
+            else []
+        )
+        raise FileExistsError(
+            f"{directory} holds another benchmark ({', '.join(differing) or 'unreadable'}); nothing was "
+            f"written. {advice}"
+        )
+    expected = ["labels.json", "train.json", "validation.json"]
+    expected += [f"{VIDEO_FOLDER}/{identity}.mp4" for identity in identities]
+    missing = [name for name in expected if not (directory / name).is_file()]
+    if missing:
+        raise FileExistsError(
+            f"{directory} holds this benchmark, but {len(missing)} of its files are gone ({missing[0]}). {advice}"
+        )
+    return True
+
+
+def _rendered(
+    entries: list[_Entry],
+    folder: Path,
+    size: int,
+    num_workers: int | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> Iterator[tuple[_Entry, str]]:
+    """Render and write all videos; yield each with what moves in it."""
+
+    def work(entry: _Entry) -> str:
+        frames, thing = _draw(entry.class_index, np.random.default_rng(entry.entropy), size)
+        _encode(folder / f"{entry.identity}.mp4", frames)
+        return thing
+
+    # Threads and not processes: NumPy and the encoder let go of the interpreter for most of the time, and there
+    # is no main module to import again, no fork of a process that has threads, and one place for Ctrl-C.
+    pool = ThreadPoolExecutor(num_workers or os.cpu_count() or 1)
+    try:
+        pending = {pool.submit(work, entry): entry for entry in entries}
+        num_done = 0
+        while pending:
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                yield pending.pop(future), future.result()
+                num_done += 1
+                if on_progress is not None:
+                    on_progress(num_done, len(entries))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)  # so that no thread writes into a folder being removed
+
+
+def _encode(path: Path, frames: np.ndarray) -> None:
+    with av.open(str(path), "w") as container:
+        # Every frame a key frame of the same quality: with predicted frames the error would grow from one key
+        # frame to the next and tell the direction of time. One thread: the same frames give the same file.
+        stream = container.add_stream("libx264", rate=Fraction(FPS))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "18", "preset": "veryfast", "g": "1"}
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
