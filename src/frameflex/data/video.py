@@ -480,7 +480,8 @@ class _PyAVReader(VideoReader):
         """Yield decoded frames, in display order, from packet `start` on."""
         last = len(self._scan.pts) - 1
         first_key = self._scan.key_packets[0] if self._scan.key_packets else 0
-        self._stream.codec_context.flush_buffers()
+        if self._stream.codec_context.is_open:
+            self._stream.codec_context.flush_buffers()
         for number, packet in self._packets_from(start):
             try:
                 yield from _decode(self._stream, packet)
