@@ -307,7 +307,7 @@ class _PyAVReader(VideoReader):
         self._check_mp4_counts()
         try:
             # Only this one file: a playlist must not make us read others, or the network.
-            container = av.open(self._source, options={"protocol_whitelist": "file"})
+            container = av.open(self._source, container_options={"protocol_whitelist": "file"})
         except (av.error.FFmpegError, ValueError) as error:
             if isinstance(error, (FileNotFoundError, PermissionError)):
                 raise
