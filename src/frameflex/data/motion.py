@@ -27,6 +27,7 @@ FPS = 12  # Something-Something V2's
 MANIFEST = "motion.json"
 VIDEO_FOLDER = "20bn-something-something-v2"
 _NUM_FRAMES = range(24, 49, 2)  # even, so that half a period is a whole number of frames
+_NUM_DISTRACTORS = (1, 3)  # from the first, below the second
 
 
 @dataclass(frozen=True)
@@ -98,15 +99,10 @@ def _draw(class_index: int, rng: np.random.Generator, size: int) -> tuple[np.nda
     num_frames = int(rng.choice(_NUM_FRAMES))
     time = (np.arange(num_frames, dtype=np.float32) + 0.5) / num_frames
 
-    progress = _uneven(time, rng)
-    if motion.order in ("there_and_back", "back_and_there"):
-        # The sweep's own frames, every second one on the way there and the others on the way back: the positions
-        # visited are those of a movement in one direction.
-        progress = np.concatenate([progress[0::2], progress[1::2][::-1]])
-
-    camera = np.stack([_sway(time, rng, 0.02) for _ in "xy"]) + rng.normal(0, 0.004, (2, num_frames))
+    progress = _played(_uneven(time, rng), motion.order)
+    camera = _camera(time, rng)
     canvas = _background(rng, size, camera)
-    for _ in range(rng.integers(1, 3)):
+    for _ in range(rng.integers(*_NUM_DISTRACTORS)):
         distractor = _Thing.drawn(rng)
         _paint(canvas, distractor, _distractor_path(rng, time, camera))
     thing = _Thing.drawn(rng)
@@ -114,6 +110,7 @@ def _draw(class_index: int, rng: np.random.Generator, size: int) -> tuple[np.nda
     canvas *= _light(rng, size, time)
     frames = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
+    # A twin is the whole of its partner in another order, so that nothing but the order can tell them apart.
     if motion.order == "backward":
         frames = frames[::-1]
     elif motion.order == "back_and_there":
@@ -129,6 +126,18 @@ def _uneven(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Progress from 0 to 1, strictly rising, faster here and slower there."""
     phase = rng.uniform(0, 2 * np.pi)
     return time + rng.uniform(0, 0.6) / (2 * np.pi) * (np.sin(2 * np.pi * time + phase) - np.sin(phase))
+
+
+def _played(sweep: np.ndarray, order: str) -> np.ndarray:
+    """The sweep as it is, or there and back over the same positions: every second one, then the others."""
+    if order in ("there_and_back", "back_and_there"):
+        return np.concatenate([sweep[0::2], sweep[1::2][::-1]])
+    return sweep
+
+
+def _camera(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Where the scene is displaced to by a shaking hand: (2, N), x and y."""
+    return np.stack([_sway(time, rng, 0.02) for _ in "xy"]) + rng.normal(0, 0.004, (2, len(time)))
 
 
 def _sway(time: np.ndarray, rng: np.random.Generator, amplitude: float) -> np.ndarray:
