@@ -70,7 +70,7 @@ def _one_line(error: Exception) -> str:
     from frameflex.data.video import VideoError
 
     message = " ".join(str(error).split())
-    if isinstance(error, (ValueError, FileNotFoundError, VideoError, CheckpointError)):
+    if isinstance(error, (ValueError, FileNotFoundError, FileExistsError, VideoError, CheckpointError)):
         return message
     return f"{type(error).__name__}: {message} (run again with --debug for details)"
 
@@ -425,22 +425,76 @@ def _data(argv: list[str], console: Any) -> int:
 def _models(argv: list[str], console: Any) -> int:
     parser = _parser(
         "models",
-        "List the architectures of timm that take the temporal shift.",
-        "frameflex models 'resnet*'",
+        "List the architectures of timm that take the temporal shift. With a PATTERN each match is built, without\n"
+        "its weights, to show parameters, GFLOPs (multiply-adds) of one clip, and which ImageNet weights exist.",
+        "frameflex models 'mobilenetv*_100' --frames 8",
     )
     parser.add_argument(
-        "pattern", nargs="?", default="*", metavar="PATTERN", help="such as 'resnet*' (default: all)"
+        "pattern", nargs="?", metavar="PATTERN", help="such as 'resnet*' (default: names by family, at once)"
     )
+    parser.add_argument("--frames", type=_positive, default=8, help="of the clip that is counted (default: 8)")
+    parser.add_argument(
+        "--size", type=_positive, default=224, help="its height and width in pixels (default: 224)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a line on standard output")
     args = parser.parse_args(argv)
     from fnmatch import fnmatch
 
-    from frameflex.models.backbones import supported_architectures
+    from frameflex.models.backbones import architectures_by_family, family_of
 
-    names = [name for name in supported_architectures() if fnmatch(name, args.pattern)]
+    families = architectures_by_family()
+    if args.pattern is None:
+        for family, members in families.items():
+            if args.json:
+                for name in members:
+                    print(json.dumps({"name": name, "family": family.title}))  # noqa: T201
+            else:
+                print(f"{family.title}: shift {family.placed}")  # noqa: T201
+                print("  " + "\n  ".join(members) + "\n")  # noqa: T201
+        return 0
+    names = sorted(name for members in families.values() for name in members if fnmatch(name, args.pattern))
     if not names:
+        if not set("*?[") & set(args.pattern):
+            family_of(args.pattern)  # tells close matches, or why this one can't take the shift
         return _fail(f"no architecture matches {args.pattern!r}; list all with frameflex models", status=1)
-    print("\n".join(names))  # noqa: T201
+    from frameflex.console import progress
+    from frameflex.report import models_table
+
+    rows = []
+    with progress(console, "counting") as on_progress:
+        for done, name in enumerate(names, start=1):
+            rows.append(_describe_model(name, args.frames, args.size))
+            on_progress(done, len(names))
+    if args.json:
+        for row in rows:
+            print(json.dumps(row))  # noqa: T201
+    else:
+        from rich.console import Console
+
+        Console().print(models_table(rows))
     return 0
+
+
+def _describe_model(name: str, num_frames: int, size: int) -> dict[str, Any]:
+    """What one architecture costs, counted on torch's meta device: no memory, no weights, no arithmetic."""
+    import torch
+
+    from frameflex.engine.evaluation import clip_gflops
+    from frameflex.models import TSM
+    from frameflex.models.backbones import family_of, pretrained_tags
+
+    with torch.device("meta"):
+        model = TSM(name, num_classes=174).eval()
+        gflops = clip_gflops(model, torch.empty(1, 3, num_frames, size, size))
+    return {
+        "name": name,
+        "family": family_of(name).title,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "num_frames": num_frames,
+        "size": size,
+        "gflops": gflops,
+        "weights": pretrained_tags(name),
+    }
 
 
 VERBS: dict[str, tuple[Callable[[list[str], Any], int], str]] = {

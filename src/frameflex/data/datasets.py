@@ -317,7 +317,7 @@ def find_video_files(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
         FileNotFoundError: naming the first source that matches nothing.
     """
     files: dict[Path, None] = {}  # each once, in the order given
-    for source in map(os.fspath, sources):
+    for source in [os.fspath(source) for source in sources]:
         if os.path.isdir(source):
             found = sorted(p for p in Path(source).rglob("*") if p.suffix.lower() in _VIDEO_SUFFIXES)
         elif os.path.exists(source):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint
-from frameflex.data.datasets import Batch, ClipDataset, VideoList, VideoRecord, collate, ignore_interrupts
+from frameflex.data.datasets import ClipDataset, VideoList, VideoRecord, collate, ignore_interrupts
 from frameflex.data.transforms import VIEWS, EvalTransform
 from frameflex.data.video import Source, VideoError, open_video
 from frameflex.models.tsm import classify_views
@@ -108,7 +108,7 @@ class Recognizer:
         """
         paths = [Path(video) for video in videos]
         dataset, count = self._dataset(paths, num_frames, views)
-        loader: DataLoader[Batch] = DataLoader(
+        loader: DataLoader = DataLoader(
             dataset,
             batch_size=batch_size,
             num_workers=num_workers,

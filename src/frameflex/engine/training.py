@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -125,6 +126,7 @@ def train(recipe: Recipe, *, resume: bool = False, watcher: Watcher | None = Non
 def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
     output = Path(recipe.output)
     last, best = output / "last.safetensors", output / "best.safetensors"
+    AcceleratorState._reset_state()  # a former run in this process may have had another precision
     accelerator = Accelerator(mixed_precision=recipe.training.precision)
     training_videos, validation_videos = find_videos(recipe)
     former = _former_run(recipe, last) if resume and last.exists() else None
@@ -670,23 +672,27 @@ def _preprocessing(recipe: Recipe, model: TSM) -> Preprocessing:
 
 def _start_from(model: TSM, source: Checkpoint, classes: Sequence[str]) -> None:
     """Load another checkpoint's weights; its classifier's rows go to the classes of the same name."""
-    own = model.state_dict()
-    given = source.model.state_dict()
-    rows = {name: i for i, name in enumerate(source.class_names)}
-    kept = [(i, rows[name]) for i, name in enumerate(classes) if name in rows]
-    for key in ("head.weight", "head.bias"):
-        head = own[key].clone()
-        for to, origin in kept:
-            head[to] = given[key][origin]
-        given[key] = head
-    wrong = sorted(k for k in own.keys() | given.keys() if k not in own or k not in given)
-    wrong += sorted(k for k in own.keys() & given.keys() if own[k].shape != given[k].shape)
+    own, given = model.state_dict(), source.model.state_dict()
+    heads = ("head.weight", "head.bias")
+    wrong = sorted(own.keys() ^ given.keys())
+    wrong += sorted(
+        key
+        for key in own.keys() & given.keys()
+        if own[key].shape[key in heads :] != given[key].shape[key in heads :]  # a classifier may have other rows
+    )
     if wrong:
         raise RecipeError(
             f"model.init has {source.model.config['backbone']} with frame counts {source.model.frame_counts}; the "
             f"recipe's network differs in {len(wrong)} tensors ({', '.join(wrong[:3])}, …). Set model.backbone, "
             "method and clip.frame_counts as in that checkpoint"
         )
+    rows = {name: row for row, name in enumerate(source.class_names)}
+    kept = [(row, rows[name]) for row, name in enumerate(classes) if name in rows]
+    for key in heads:
+        head = own[key].clone()
+        for row, origin in kept:
+            head[row] = given[key][origin]
+        given[key] = head
     model.load_state_dict(given)
     logger.info(
         "started from a checkpoint: %d of %d classes keep their classifier row", len(kept), len(classes)

@@ -7,22 +7,37 @@ normalisation (section 3.4) and its own scale after each shift (section 3.5, "we
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
+import timm.layers
 import torch
+from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from frameflex.models.temporal_shift import TemporalShift
 from frameflex.models.tsm import TSM
 
+# Norms of timm that don't derive from torch's as its others do; which there are depends on its version.
+_TIMM_NORMS = [
+    *("EvoNorm2dB0", "EvoNorm2dB1", "EvoNorm2dB2", "EvoNorm2dS0", "EvoNorm2dS1", "EvoNorm2dS2"),
+    *("FilterResponseNormTlu2d", "FilterResponseNormAct2d", "InplaceAbn"),
+    *("RmsNorm", "RmsNormFp32", "RmsNorm2d", "RmsNorm2dFp32"),
+    *("SimpleNorm", "SimpleNormFp32", "SimpleNorm2d", "SimpleNorm2dFp32"),
+]
 NORMS = (
     _NormBase,
     nn.LayerNorm,
     nn.GroupNorm,
-)  # timm's own norms and norm + activation layers derive from them
+    GlobalResponseNorm,
+    *(getattr(timm.layers, name) for name in _TIMM_NORMS if hasattr(timm.layers, name)),
+)
+
+
+UNTRAINED = ("nearest", "blend")
 
 
 def nearest_count(frame_counts: Iterable[int], num_frames: int) -> int:
@@ -30,85 +45,154 @@ def nearest_count(frame_counts: Iterable[int], num_frames: int) -> int:
     return min(frame_counts, key=lambda count: (abs(count - num_frames), -count))
 
 
-class FrameNorm(nn.Module):
+def blend_weight(frame_counts: Iterable[int], num_frames: int) -> tuple[int, int, float]:
+    """The two counts around ``num_frames`` and how far it is from the first to the second, in log T.
+
+    Outside the range of the counts, and at a count itself, both are the nearest one.
+    """
+    counts = sorted(frame_counts)
+    below = max((count for count in counts if count <= num_frames), default=counts[0])
+    above = min((count for count in counts if count >= num_frames), default=counts[-1])
+    if below == above:
+        return below, above, 0.0
+    return below, above, math.log(num_frames / below) / math.log(above / below)
+
+
+class _PerCount(nn.Module):
+    """What `FrameNorm` and `FrameScale` share: which count's part serves a T.
+
+    Attributes:
+        untrained: "nearest", or "blend" to interpolate, in log T and in evaluation only, between the parts of
+            the two counts around a T that has none of its own.
+        num_frames: T when the module is used on its own; inside a `TSM` the model sets it.
+    """
+
+    def __init__(self, frame_counts: Iterable[int], untrained: str) -> None:
+        super().__init__()
+        if untrained not in UNTRAINED:
+            raise ValueError(f"untrained is {untrained!r}; expected one of {', '.join(UNTRAINED)}")
+        self.untrained = untrained
+        self.num_frames = max(frame_counts)
+
+    def serving(self, counts: Iterable[str], num_frames: int) -> tuple[str, str, float]:
+        """The names of the two parts that serve a T, and the weight of the second."""
+        numbers = [int(count) for count in counts]
+        if self.untrained == "blend" and not self.training:
+            below, above, weight = blend_weight(numbers, num_frames)
+            return str(below), str(above), weight
+        nearest = str(nearest_count(numbers, num_frames))
+        return nearest, nearest, 0.0
+
+    def at_num_frames(self, num_frames: int) -> nn.Module:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features ``(N, C, H, W)`` of clips of ``self.num_frames``."""
+        return self.at_num_frames(self.num_frames)(x)
+
+
+class FrameNorm(_PerCount):
     """A copy of a norm for each trained frame count; convolutions around it stay shared (FFN, section 3.4).
 
     Args:
         norm: any normalisation layer, fused activation included; every copy starts from it.
         frame_counts: T's that get a copy.
+        untrained: which copy serves another T, "nearest" or "blend".
 
     Attributes:
         norms: the copies, under their counts as strings: ``bn1.norms.16.weight`` in a state dict.
-        num_frames: T when the module is used on its own; inside a `TSM` the model sets it.
     """
 
-    def __init__(self, norm: nn.Module, frame_counts: Iterable[int]) -> None:
-        super().__init__()
-        self.norms = nn.ModuleDict({str(count): deepcopy(norm) for count in sorted(frame_counts)})
-        self.num_frames = max(int(count) for count in self.norms)
+    def __init__(self, norm: nn.Module, frame_counts: Iterable[int], untrained: str = "nearest") -> None:
+        counts = sorted(frame_counts)
+        super().__init__(counts, untrained)
+        self.norms = nn.ModuleDict({str(count): deepcopy(norm) for count in counts})
 
     def at_num_frames(self, num_frames: int) -> nn.Module:
-        """The norm that serves clips of ``num_frames``: the nearest count's own, no copy."""
-        return self.norms[str(nearest_count(map(int, self.norms), num_frames))]
+        """The norm that serves clips of ``num_frames``: a count's own, no copy, or a blend of two."""
+        first, second, weight = self.serving(self.norms.keys(), num_frames)
+        norm = self.norms[first]
+        if weight == 0.0:
+            return norm
+        blend = copy(norm)
+        for slot in ("_parameters", "_buffers"):
+            others = getattr(self.norms[second], slot)
+            setattr(
+                blend,
+                slot,
+                {
+                    name: torch.lerp(value, others[name], weight)
+                    if value is not None and value.is_floating_point()
+                    else value
+                    for name, value in getattr(norm, slot).items()
+                },
+            )
+        return blend
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise features ``(N, C, H, W)`` of clips of ``self.num_frames``."""
-        return self.at_num_frames(self.num_frames)(x)
+    def add_count(self, num_frames: int) -> None:
+        """Give ``num_frames`` a norm of its own, which starts from the one that serves it now."""
+        self.norms[str(num_frames)] = deepcopy(self.at_num_frames(num_frames))
 
 
-class FrameScale(nn.Module):
+class FrameScale(_PerCount):
     """A residual scale per channel for each trained frame count: ``x + w_T · x`` (FFN, section 3.5).
 
     Args:
         num_channels: C.
         frame_counts: T's that get a scale, each drawn from N(0, 0.001).
+        untrained: which scale serves another T, "nearest" or "blend".
 
     Attributes:
         scales: under their counts as strings, each ``(C,)``: ``conv1.scale.scales.16`` in a state dict.
-        num_frames: T when the module is used on its own; inside a `TSM` the model sets it.
     """
 
-    def __init__(self, num_channels: int, frame_counts: Iterable[int]) -> None:
-        super().__init__()
-        self.scales = nn.ParameterDict(
-            {str(count): torch.randn(num_channels) * 1e-3 for count in sorted(frame_counts)}
-        )
-        self.num_frames = max(int(count) for count in self.scales)
+    def __init__(self, num_channels: int, frame_counts: Iterable[int], untrained: str = "nearest") -> None:
+        counts = sorted(frame_counts)
+        super().__init__(counts, untrained)
+        self.scales = nn.ParameterDict({str(count): torch.randn(num_channels) * 1e-3 for count in counts})
 
     def at_num_frames(self, num_frames: int) -> nn.Module:
         """The scale that serves clips of ``num_frames``."""
-        return _Scale(self.scales[str(nearest_count(map(int, self.scales), num_frames))])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale features ``(N, C, H, W)`` of clips of ``self.num_frames``."""
-        return self.at_num_frames(self.num_frames)(x)
+        first, second, weight = self.serving(self.scales.keys(), num_frames)
+        scale = self.scales[first]
+        return _Scale(scale if weight == 0.0 else torch.lerp(scale, self.scales[second], weight))
 
 
 class _Scale(nn.Module):
-    """``x + w · x`` for a weight that belongs to a `FrameScale`."""
+    """``x + w · x``."""
+
+    weight: Tensor
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.register_parameter("weight", weight)  # type: ignore[arg-type]
+        self.__dict__["weight"] = (
+            weight  # belongs to the FrameScale, or is made of two: no parameter of its own
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (1 + self.weight.view(-1, 1, 1))  # type: ignore[operator]
+        return x * (1 + self.weight.view(-1, 1, 1))
 
 
 def make_frame_flexible(
-    model: TSM, frame_counts: Sequence[int], *, norms: bool = True, scales: bool = True
+    model: TSM,
+    frame_counts: Sequence[int],
+    *,
+    norms: bool = True,
+    scales: bool = True,
+    untrained: str = "nearest",
 ) -> TSM:
     """Give a network, in place, its own norms and scales for each frame count.
 
     Every normalisation layer, stem and downsample included, becomes a `FrameNorm` whose copies start from it;
     every `TemporalShift` gets a `FrameScale`. Convolutions and the classifier stay shared. A T that is not in
-    ``frame_counts`` uses the nearest count's parts, ties to the larger.
+    ``frame_counts`` uses the nearest count's parts, ties to the larger, or a blend of the two around it.
 
     Args:
         model: a plain `TSM`, pretrained or not.
         frame_counts: the T's, each at least 1, for example ``(4, 8, 16)``.
         norms: give each count its own norms.
         scales: give each count its own scales.
+        untrained: what serves another T, "nearest" or "blend".
 
     Returns:
         ``model`` itself.
@@ -126,13 +210,46 @@ def make_frame_flexible(
         )
     if scales:
         for shift in [module for module in model.backbone.modules() if isinstance(module, TemporalShift)]:
-            shift.scale = FrameScale(_in_channels(shift.net), counts)
+            shift.scale = FrameScale(_in_channels(shift.net), counts, untrained)
     if norms:
         for parent, name, norm in list(_norms(model.backbone)):
-            setattr(parent, name, FrameNorm(norm, counts))
+            setattr(parent, name, FrameNorm(norm, counts, untrained))
     model.frame_counts = counts
-    model.config |= {"frame_counts": list(counts), "frame_norms": norms, "frame_scales": scales}
+    model.config |= {
+        "frame_counts": list(counts),
+        "frame_norms": norms,
+        "frame_scales": scales,
+        "untrained": untrained,
+    }
     return model
+
+
+def serve_untrained(model: TSM, rule: str) -> None:
+    """Choose what serves a T that has no parts of its own: "nearest" or "blend". Weights stay as they are."""
+    if rule not in UNTRAINED:
+        raise ValueError(f"untrained is {rule!r}; expected one of {', '.join(UNTRAINED)}")
+    for module in model.modules():
+        if isinstance(module, _PerCount):
+            module.untrained = rule
+    model.config["untrained"] = rule
+
+
+def add_norms(model: TSM, frame_counts: Sequence[int]) -> None:
+    """Give a network norms of their own for further counts, whose statistics can then be re-estimated.
+
+    They start from what serves each count now.
+
+    Raises:
+        ValueError: if the model is a plain `TSM`: make it frame-flexible at its trained count first.
+    """
+    if not model.frame_counts:
+        raise ValueError("the model is a plain TSM; call make_frame_flexible with its trained count first")
+    for count in frame_counts:
+        for module in model.modules():
+            if isinstance(module, FrameNorm):
+                module.add_count(count)
+    calibrated = {*model.config.get("calibrated_counts", []), *frame_counts}
+    model.config["calibrated_counts"] = sorted(calibrated)
 
 
 def create_model(
@@ -142,6 +259,8 @@ def create_model(
     frame_counts: Sequence[int] = (),
     frame_norms: bool = True,
     frame_scales: bool = True,
+    untrained: str = "nearest",
+    calibrated_counts: Sequence[int] = (),
     **options: Any,
 ) -> TSM:
     """Build a network by name: ``create_model("resnet50", num_classes=174, frame_counts=(4, 8, 16))``.
@@ -152,6 +271,8 @@ def create_model(
         frame_counts: the T's of a frame-flexible network; none for a plain TSM.
         frame_norms: see `make_frame_flexible`.
         frame_scales: see `make_frame_flexible`.
+        untrained: see `make_frame_flexible`.
+        calibrated_counts: further T's with norms of their own, see `add_norms`.
         options: of `TSM`, for example ``pretrained=True``.
 
     Returns:
@@ -162,7 +283,9 @@ def create_model(
     """
     model = TSM(backbone, num_classes=num_classes, **options)
     if frame_counts:
-        make_frame_flexible(model, frame_counts, norms=frame_norms, scales=frame_scales)
+        make_frame_flexible(model, frame_counts, norms=frame_norms, scales=frame_scales, untrained=untrained)
+    if calibrated_counts:
+        add_norms(model, calibrated_counts)
     return model
 
 

@@ -1,0 +1,148 @@
+"""The whole story in one command: render, train, measure at every frame count, recognise one video."""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from frameflex import report
+from frameflex.checkpoint import Checkpoint, load_checkpoint
+from frameflex.cli import parse_recipe
+from frameflex.console import progress, training_progress
+from frameflex.data.datasets import VideoList, load_split
+from frameflex.data.motion import render
+from frameflex.deploy.recognizer import Recognizer
+from frameflex.engine.evaluation import Evaluation, evaluate
+from frameflex.engine.recipe import Recipe
+from frameflex.engine.training import train
+
+QUICK_VIDEOS, QUICK_EPOCHS = 240, 6
+VIDEOS = 1200
+
+
+def demo(output: Path, *, quick: bool, seed: int, console: Console) -> dict[str, Evaluation]:
+    """Render the bundled benchmark, train on it, measure at the trained frame count, half and a quarter of it.
+
+    Args:
+        output: folder for everything; where it holds files, a free name beside it is taken.
+        quick: less of everything.
+        seed: of data and training.
+        console: for progress; results go to standard output.
+
+    Returns:
+        The measurements, by the name of the network.
+
+    Raises:
+        OSError: if the folder can't be written.
+    """
+    output = _free_name(output)
+    results = Console(highlight=False)
+    if quick:
+        console.print("quick demo: few videos and epochs, so its numbers are rough; frameflex demo gives better ones")
+    with progress(console, "rendering videos") as on_progress:
+        data = render(
+            output / "videos", num_videos=QUICK_VIDEOS if quick else VIDEOS, seed=seed, on_progress=on_progress
+        )
+    console.print(f"rendered {QUICK_VIDEOS if quick else VIDEOS} videos of moving things into {data}")
+    logging.getLogger("frameflex.data.datasets").setLevel(logging.WARNING)
+    measured: dict[str, Evaluation] = {}
+    for method, what in (("tsm", "TSM"), ("ffn", "FFN")):
+        recipe = _recipe(method, data, output / method, quick=quick, seed=seed)
+        trained_at = ", ".join(map(str, recipe.trained_counts))
+        console.print(f"\ntraining {what} at {trained_at} frames, {recipe.training.epochs} epochs")
+        with training_progress(console, recipe.training.epochs) as watcher:
+            [path] = train(recipe, watcher=watcher)
+        # The last epoch's weights, not the best on the very videos that are measured next.
+        checkpoint = load_checkpoint(path.with_name("last.safetensors"))
+        name = f"{what} trained at {trained_at}"
+        measured[name] = _measure(checkpoint, load_split(data, "validation"), recipe, console)
+    results.print()
+    results.print(report.accuracy_table(measured))
+    report.plot_accuracy(measured, output / "accuracy.png")
+    report.write_json(output / "results.json", {name: result.to_dict() for name, result in measured.items()})
+    for sentence in _story(measured):
+        results.print(sentence)
+    _recognise_one(output / "ffn" / "last.safetensors", data, seed, results)
+    results.print(f"\nplot {output / 'accuracy.png'}, numbers {output / 'results.json'}, networks in {output}")
+    if quick:
+        results.print("These numbers are rough: frameflex demo, without --quick, trains longer on more videos.")
+    return measured
+
+
+def _recipe(method: str, data: Path, output: Path, *, quick: bool, seed: int) -> Recipe:
+    """The bundled recipe, validated once at the end; the quick one with fewer epochs."""
+    recipe, _ = parse_recipe(["motion.yaml" if method == "tsm" else "motion_ffn.yaml"])
+    epochs = QUICK_EPOCHS if quick else recipe.training.epochs
+    return replace(
+        recipe,
+        data=replace(recipe.data, train=str(data)),
+        output=str(output),
+        training=replace(recipe.training, epochs=epochs, validate_every=epochs),
+        seed=seed,
+    )
+
+
+def _measure(checkpoint: Checkpoint, videos: VideoList, recipe: Recipe, console: Console) -> Evaluation:
+    largest = max(recipe.clip.frame_counts)
+    with progress(console, "evaluating") as on_progress:
+        return evaluate(
+            checkpoint.model,
+            videos,
+            preprocessing=checkpoint.preprocessing,
+            frame_counts=sorted({largest, largest // 2, largest // 4}),
+            trained_counts=checkpoint.frame_counts,
+            num_workers=recipe.data.num_workers,
+            on_progress=on_progress,
+            **checkpoint.sampling,
+        )
+
+
+def _story(measured: dict[str, Evaluation]) -> list[str]:
+    """Sentences about the numbers of this run, whatever they are."""
+    (_, plain), (_, flexible) = measured.items()
+    counts = [result.num_frames for result in plain.results]
+    quarter, full = counts[0], counts[-1]
+    lost = plain.at(full).top1 - plain.at(quarter).top1
+    repaired = flexible.at(quarter).top1 - plain.at(quarter).top1
+    sentences = [
+        f"At {quarter} frames the network trained at {full} scores {100 * plain.at(quarter).top1:.1f} % instead of "
+        f"{100 * plain.at(full).top1:.1f} %: it {'loses' if lost > 0 else 'gains'} {100 * abs(lost):.1f} points."
+    ]
+    if lost <= 0:
+        return [*sentences, "No Temporal Frequency Deviation to repair in this run."]
+    change = "gains" if repaired > 0 else "loses"
+    sentences.append(
+        f"One frame-flexible network {change} {100 * abs(repaired):.1f} points there, {100 * repaired / lost:.0f} % of "
+        f"that loss, and scores {100 * flexible.at(full).top1:.1f} % at {full} frames, where the plain one has "
+        f"{100 * plain.at(full).top1:.1f} %."
+    )
+    num_videos = len(plain.names)
+    sentences.append(f"One video of the {num_videos} is {100 / num_videos:.2f} points; another seed gives other numbers.")
+    return sentences
+
+
+def _recognise_one(checkpoint: Path, data: Path, seed: int, results: Console) -> None:
+    videos = load_split(data, "validation")
+    record = videos[random.Random(seed).randrange(len(videos))]
+    assert record.label is not None
+    recognizer = Recognizer.from_checkpoint(checkpoint)
+    results.print(f"\n{record.path}, in truth: {videos.classes[record.label]}")
+    for num_frames in sorted(recognizer.checkpoint.frame_counts, reverse=True):
+        best = recognizer(record.path, num_frames=num_frames)[0]
+        results.print(f"  {num_frames:2} frames: {best.probability:6.1%}  {best.label}")
+
+
+def _free_name(output: Path) -> Path:
+    """The folder itself, or, where that holds files, the first of name-2, name-3, … that is free."""
+    candidate, number = output, 1
+    while candidate.exists() and (not candidate.is_dir() or any(candidate.iterdir())):
+        number += 1
+        candidate = output.with_name(f"{output.name}-{number}")
+    return candidate
+
+

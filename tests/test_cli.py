@@ -1,0 +1,216 @@
+"""The command line as a user meets it: help, results, one-line errors, exit statuses."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from helpers import bar_folder, tiny_recipe
+
+from frameflex.cli import VERBS, bundled_recipes, find_recipe, frame_counts, main, parse_recipe
+from frameflex.engine.recipe import RecipeError
+from frameflex.engine.training import train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cli")
+    data = bar_folder(root / "data", per_class=3)
+    [path] = train(tiny_recipe(data, root / "run", epochs=1))
+    return data, path
+
+
+def run(*arguments, capsys):
+    status = main(list(map(str, arguments)))
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_overview_lists_every_verb_and_each_explains_itself(capsys):
+    status, out, _ = run("--help", capsys=capsys)
+    assert status == 0
+    assert all(f"  {verb} " in out for verb in VERBS)
+    for verb in VERBS:
+        status, out, err = run(verb, "--help", capsys=capsys)
+        assert status == 0, err
+        assert "usage: frameflex" in out
+
+
+def test_an_unknown_verb_is_told_the_close_one(capsys):
+    status, out, err = run("evalute", capsys=capsys)
+    assert (status, out) == (2, "")
+    assert err == "frameflex: unknown command 'evalute'; did you mean evaluate?\n"
+
+
+def test_train_evaluate_and_predict_from_the_command_line(tmp_path, capsys):
+    data = bar_folder(tmp_path / "data", per_class=3)
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_recipe(data, tmp_path / "run").to_dict()))
+    status, out, err = run("train", recipe, "--training.epochs", 1, "--seed=3", capsys=capsys)
+    assert status == 0, err
+    checkpoint = out.strip()
+    assert checkpoint == str(tmp_path / "run" / "best.safetensors")
+    assert "epoch 1: validation top-1" in err
+    assert 'exchanges "going left" and "going right"' in err.replace("\n", " ")
+    saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert (saved["training"]["epochs"], saved["seed"]) == (1, 3)
+
+    status, out, err = run(
+        "evaluate", checkpoint, data, "--frames", "1-3,8", "--workers", 0, "--output", tmp_path / "results",
+        "--json", capsys=capsys,
+    )  # fmt: skip
+    assert status == 0, err
+    results = json.loads(out)
+    assert [result["num_frames"] for result in results["results"]] == [1, 2, 3, 8]
+    written = {path.name for path in (tmp_path / "results").iterdir()}
+    assert written == {"results.json", "predictions.csv", "accuracy.png", "confusion.png"}
+    status, out, _ = run("evaluate", checkpoint, data, "--workers", 0, capsys=capsys)
+    assert "top-1 %" in out
+    assert "4 (trained)" in out
+
+    folder, pattern = data / "val" / "going left", data / "val" / "*" / "1.mp4"
+    status, out, err = run(
+        "predict", checkpoint, folder, pattern, "--json", "--workers", 0, "--top", 1, capsys=capsys
+    )
+    assert status == 0, err
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert len(lines) == 4  # 3 in the folder and 1 more: a file that matches twice is recognised once
+    assert all(len(line["predictions"]) == 1 for line in lines)
+
+
+def test_an_unreadable_file_is_reported_and_the_rest_go_on(trained, tmp_path, capsys):
+    data, path = trained
+    (tmp_path / "broken.mp4").write_text("no video")
+    good = data / "val" / "going left" / "0.mp4"
+    status, out, err = run("predict", path, tmp_path / "broken.mp4", good, "--workers", 0, capsys=capsys)
+    assert status == 1
+    assert "going" in out
+    assert "broken.mp4" in err
+    assert "1 of 2 videos could not be recognised" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["predict", "nowhere.safetensors", "x.mp4"], "checkpoint nowhere.safetensors: no such file"),
+        (["evaluate", "CHECKPOINT", "nowhere"], "nowhere: there is no such file or folder"),
+        (["evaluate", "CHECKPOINT", "DATA", "--split", "test"], "expected one of those that are there"),
+        (["predict", "CHECKPOINT", "nothing-*.mp4"], "no video file there"),
+        (["train", "nothing.yaml"], "recipe nothing.yaml: no such file"),
+        (["train", "motion.yaml", "--data.train", "nowhere"], "nowhere: there is no such file or folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_1(trained, arguments, words, capsys):
+    data, path = trained
+    arguments = [{"CHECKPOINT": str(path), "DATA": str(data)}.get(a, a) for a in arguments]
+    status, out, err = run(*arguments, capsys=capsys)
+    assert status == 1
+    assert out == ""
+    assert words in err
+    assert "Traceback" not in err
+    assert err.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate"],
+        ["evaluate", "a", "b", "--frames", "4,x"],
+        ["evaluate", "a", "b", "--frames", "0"],
+        ["predict", "a", "b", "--top", "0"],
+        ["data", "draw"],
+    ],
+)
+def test_usage_errors_are_one_line_and_status_2(arguments, capsys):
+    status, out, err = run(*arguments, capsys=capsys)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(capsys):
+    with pytest.raises(FileNotFoundError):
+        main(["predict", "nowhere.safetensors", "x.mp4", "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("--training.epoch", "Did you mean training.epochs?"),
+        ("--training.learnign_rate", "Did you mean training.learning_rate?"),
+        ("--epochs", "Did you mean training.epochs?"),
+        ("--zzz", "See frameflex train --help"),
+    ],
+)
+def test_an_unknown_key_on_the_command_line_gets_a_hint(key, hint):
+    with pytest.raises(RecipeError, match=hint.replace("?", r"\?")):
+        parse_recipe(["motion.yaml", key, "3"])
+
+
+def test_an_unknown_key_in_a_file_gets_a_hint(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("data: {train: x}\ntraining: {epoch: 3}\n")
+    with pytest.raises(RecipeError, match=r"unknown key training.epoch. Did you mean training.epochs\?"):
+        parse_recipe([str(path)])
+    path.write_text("- a\n- b\n")
+    with pytest.raises(RecipeError, match="holds list; expected keys"):
+        parse_recipe([str(path)])
+    path.write_text("data: {train: x\n")
+    with pytest.raises(RecipeError, match="is not YAML"):
+        parse_recipe([str(path)])
+    path.write_text("data: {train: x}\ntraining: {epochs: many}\n")
+    with pytest.raises(RecipeError, match="epochs"):
+        parse_recipe([str(path)])
+    path.write_text("data: {train: !!python/object/apply:os.system ['touch hacked']}\n")
+    with pytest.raises(RecipeError, match="is not YAML"):
+        parse_recipe([str(path)])
+
+
+@pytest.mark.parametrize("path", bundled_recipes(), ids=lambda path: path.name)
+def test_bundled_recipes_are_complete(path):
+    recipe, resume = parse_recipe([str(path), "--data.train", "somewhere"])
+    assert not resume
+    values = yaml.safe_load(path.read_text())
+    for group, keys in recipe.to_dict().items():
+        if isinstance(keys, dict):
+            assert set(values[group]) == set(keys), f"{path.name}: {group}"
+        else:
+            assert group in values
+    assert find_recipe(path.stem) == path
+
+
+def test_a_recipe_survives_its_own_yaml(tmp_path):
+    recipe, _ = parse_recipe(["motion.yaml", "--clip.mean", "[0.5,0.5,0.5]", "--training.accumulate", "3"])
+    recipe.save(tmp_path / "again.yaml")
+    again, _ = parse_recipe([str(tmp_path / "again.yaml")])
+    assert again.to_dict() == recipe.to_dict()
+
+
+def test_frame_counts_are_lists_and_ranges():
+    assert frame_counts("4,8,16") == (4, 8, 16)
+    assert frame_counts("1-4,2,10") == (1, 2, 3, 4, 10)
+
+
+def test_render_makes_a_data_set_that_is_read_back(tmp_path, capsys):
+    status, out, err = run("data", "render", tmp_path / "motion", "--videos", 24, "--size", 32, capsys=capsys)
+    assert status == 0, err
+    assert out.strip() == str(tmp_path / "motion")
+    status, _, err = run("data", "render", tmp_path / "motion", "--videos", 36, "--size", 32, capsys=capsys)
+    assert status == 1
+    assert "holds another benchmark" in err
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "frameflex", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("frameflex ")
+    assert done.stderr == ""
+
+
+def test_models_lists_what_can_be_built(capsys):
+    status, out, _ = run("models", "resnet5*", capsys=capsys)
+    assert status == 0
+    assert "resnet50" in out.split()
+    status, _, err = run("models", "zzz*", capsys=capsys)
+    assert (status, "no architecture matches" in err) == (1, True)

@@ -1,0 +1,295 @@
+"""The loop: exact resuming, what it writes, what it refuses."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+import yaml
+from helpers import bar_folder, moving_bar, tiny_recipe, write_video
+
+from frameflex.checkpoint import load_checkpoint
+from frameflex.data.video import VideoError
+from frameflex.engine.recipe import Recipe, RecipeError
+from frameflex.engine.training import (
+    EpochBatches,
+    Interrupted,
+    Watcher,
+    build_optimizer,
+    hold_out,
+    learning_rate_factor,
+    parameter_groups,
+    train,
+)
+from frameflex.models import TSM
+
+
+@pytest.fixture(scope="module")
+def bars(tmp_path_factory):
+    return bar_folder(tmp_path_factory.mktemp("bars"))
+
+
+def stop_after(step):
+    """A watcher that presses Ctrl-C in one step."""
+
+    def on_step(report):
+        if report.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return Watcher(on_step=on_step)
+
+
+def weights(path):
+    checkpoint = load_checkpoint(path, training=True)
+    assert checkpoint.training is not None
+    return {**checkpoint.model.state_dict(), **checkpoint.training.tensors}, checkpoint.training.values
+
+
+@pytest.mark.parametrize(("method", "optimizer"), [("tsm", "sgd"), ("ffn", "adamw")])
+def test_a_run_stopped_at_any_step_and_resumed_equals_the_run_never_stopped(bars, tmp_path, method, optimizer):
+    options = {"method": method, "optimizer": optimizer, "accumulate": 2, "batch_size": 2, "warmup_epochs": 0.5}
+    whole = tiny_recipe(bars, tmp_path / "whole", **options)
+    train(whole)
+    expected, expected_values = weights(tmp_path / "whole" / "last.safetensors")
+    for step in (1, 3, 5):  # in the middle of an epoch, at its end, in the second
+        stopped = tiny_recipe(bars, tmp_path / f"stopped{step}", **options)
+        with pytest.raises(Interrupted, match="--resume"):
+            train(stopped, watcher=stop_after(step))
+        torch.rand(step)  # a new process has another random state
+        train(stopped, resume=True)
+        got, values = weights(tmp_path / f"stopped{step}" / "last.safetensors")
+        assert got.keys() == expected.keys()
+        assert all(torch.equal(got[name], expected[name]) for name in expected)
+        assert values["step"] == expected_values["step"] == 6
+        assert values["best_top1"] == expected_values["best_top1"]
+
+
+def test_workers_do_not_change_the_result(bars, tmp_path):
+    for workers in (0, 2):
+        recipe = tiny_recipe(bars, tmp_path / str(workers), epochs=1)
+        recipe.data.num_workers = workers
+        train(recipe)
+    alone, beside = (weights(tmp_path / name / "last.safetensors")[0] for name in ("0", "2"))
+    assert all(torch.equal(alone[name], beside[name]) for name in alone)
+
+
+def test_a_stop_during_validation_loses_nothing(bars, tmp_path):
+    whole, stopped = (tiny_recipe(bars, tmp_path / name) for name in ("whole", "stopped"))
+    train(whole)
+
+    def press(done, total):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        train(stopped, watcher=Watcher(on_validation_progress=press))
+    validated = []
+    train(stopped, resume=True, watcher=Watcher(on_validation=lambda epoch, *_: validated.append(epoch)))
+    assert validated == [0, 1]
+    expected, got = (weights(tmp_path / name / "last.safetensors")[0] for name in ("whole", "stopped"))
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+def test_signal_handlers_are_given_back(bars, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    train(tiny_recipe(bars, tmp_path / "run", epochs=1))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_leaves_recipe_log_and_two_checkpoints(bars, tmp_path):
+    recipe = tiny_recipe(bars, tmp_path / "run")
+    assert train(recipe) == [tmp_path / "run" / "best.safetensors"]
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "recipe.yaml", "log.jsonl", "last.safetensors", "best.safetensors"
+    }  # fmt: skip
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text()) == recipe.to_dict()
+    events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["step"] * 3 + ["validation"] + ["step"] * 3 + ["validation"]
+    best = load_checkpoint(tmp_path / "run" / "best.safetensors")
+    assert best.recipe == recipe.to_dict()
+    assert best.class_names == ["going left", "going right"]
+    assert best.frame_counts == (4,)
+    assert best.metrics["validation"]["results"][1]["num_frames"] == 4
+
+
+def test_separate_training_makes_a_plain_network_for_each_count(bars, tmp_path):
+    paths = train(tiny_recipe(bars, tmp_path, method="separate", epochs=1))
+    assert paths == [tmp_path / "2f" / "best.safetensors", tmp_path / "4f" / "best.safetensors"]
+    assert [load_checkpoint(path).frame_counts for path in paths] == [(2,), (4,)]
+
+
+def test_ffn_training_keeps_every_counts_norms(bars, tmp_path):
+    [path] = train(tiny_recipe(bars, tmp_path / "run", method="ffn"))
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.model.frame_counts == checkpoint.frame_counts == (2, 4)
+    norms = checkpoint.model.backbone.bn1.norms
+    assert not torch.equal(norms["2"].running_mean, norms["4"].running_mean)
+
+
+def test_random_counts_are_drawn_below_the_largest_and_alike_in_every_process():
+    def counts(rank):
+        batches = EpochBatches(
+            40, batch_size=4, seed=0, frame_counts=(2, 4, 8), random_counts=True, rank=rank, world=2
+        )
+        return [batch[0][2] for batch in batches]
+
+    drawn = counts(0)
+    assert drawn == counts(1)
+    assert all(len(set(c)) == 3 and c[-1] == 8 and c[0] >= 2 for c in drawn)
+    assert len(set(drawn)) > 1
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_video_is_dealt_once_an_epoch_and_processes_make_as_many_batches(world):
+    ranks = [
+        EpochBatches(23, batch_size=3, seed=1, frame_counts=(4,), rank=rank, world=world) for rank in range(world)
+    ]
+    for epoch in (0, 1):
+        for rank in ranks:
+            rank.epoch = epoch
+        batches = [list(rank) for rank in ranks]
+        assert {len(b) for b in batches} == {len(ranks[0])}
+        videos = sorted(video for rank in batches for batch in rank for video, *_ in batch)
+        assert videos == list(range(23))
+        assert all(batch for rank in batches for batch in rank)
+
+
+def test_the_schedule_is_a_function_of_the_step():
+    recipe = Recipe.__new__(Recipe)
+    recipe = tiny_recipe("x", "y", epochs=10, warmup_epochs=1.0)
+    factors = [learning_rate_factor(recipe, step, 10) for step in range(100)]
+    assert factors[0] < factors[5] < factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[99] < 0.01
+    recipe = tiny_recipe("x", "y", epochs=10, schedule="steps", milestones=(4, 8))
+    assert [learning_rate_factor(recipe, step, 10) for step in (0, 39, 40, 79, 80)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01]
+    )
+
+
+def test_parameters_are_grouped_as_published():
+    model = TSM("test_resnet", num_classes=5)
+    groups = {group["name"]: group for group in parameter_groups(model, published=True)}
+    names = {id(p): name for name, p in model.named_parameters()}
+    members = {kind: [names[id(p)] for p in group["params"]] for kind, group in groups.items()}
+    assert members["classifier weight"] == ["head.weight"]
+    assert members["classifier bias"] == ["head.bias"]
+    assert all(name.endswith("weight") and "bn" not in name for name in members["weights"])
+    assert {"backbone.bn1.weight", "backbone.bn1.bias"} <= set(members["norms and scales"])
+    assert sum(map(len, members.values())) == len(names)
+    assert (groups["classifier weight"]["rate"], groups["classifier bias"]["rate"]) == (5, 10)
+    assert groups["norms and scales"]["decay"] == 0
+    recipe = tiny_recipe("x", "y", learning_rate=0.01, reference_batch_size=64, batch_size=16, accumulate=2)
+    optimizer = build_optimizer(recipe, model, num_processes=2)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.01, 0.05, 0.1}
+
+
+def test_gradients_are_clipped_with_mixed_precision_too(bars, tmp_path):
+    for precision in ("no", "bf16"):
+        recipe = tiny_recipe(
+            bars, tmp_path / precision, epochs=1, precision=precision, clip_grad_norm=1e-6, weight_decay=0.0,
+            learning_rate=1.0, momentum=0.0,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        train(recipe)
+        trained = load_checkpoint(tmp_path / precision / "last.safetensors").model
+        torch.manual_seed(0)
+        start = TSM("test_resnet", num_classes=2)
+        moved = max(
+            float((a - b).detach().abs().max()) for a, b in zip(trained.parameters(), start.parameters(), strict=True)
+        )
+        assert 0 < moved < 1e-4
+
+
+def test_accumulating_gradients_equals_a_larger_batch_where_no_norm_looks_at_the_batch(bars, tmp_path, monkeypatch):
+    from frameflex.engine import training
+
+    def frozen(recipe, classes, build=training.build_model):
+        model = build(recipe, classes)
+        for m in model.modules():
+            if isinstance(m, torch.nn.BatchNorm2d):
+                m.train = lambda mode=True, m=m: m
+                m.training = False
+        return model
+
+    monkeypatch.setattr(training, "build_model", frozen)
+    for name, batch_size, accumulate in (("large", 6, 1), ("small", 3, 2)):
+        recipe = tiny_recipe(bars, tmp_path / name, epochs=1, batch_size=batch_size, accumulate=accumulate)
+        recipe.model.dropout = 0.0
+        train(recipe)
+    large, small = (load_checkpoint(tmp_path / name / "last.safetensors").model for name in ("large", "small"))
+    for a, b in zip(large.parameters(), small.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_a_folder_with_files_is_not_trained_into(bars, tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(RecipeError, match="holds files already"):
+        train(tiny_recipe(bars, tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_resuming_with_another_recipe_is_refused(bars, tmp_path):
+    train(tiny_recipe(bars, tmp_path / "run", epochs=1))
+    with pytest.raises(RecipeError, match=r"training.learning_rate was 0.01 and is 0.5"):
+        train(tiny_recipe(bars, tmp_path / "run", epochs=1, learning_rate=0.5), resume=True)
+
+
+def broken_copy(bars, root, *, per_class, broken):
+    for split in ("train", "val"):
+        for name in ("going left", "going right"):
+            for i in range(per_class if split == "train" else 2):
+                frames = moving_bar(6, rightwards="right" in name, size=32, seed=i)
+                write_video(root / split / name / f"{i}.mp4", frames)
+    for i in range(broken):
+        (root / "train" / "going left" / f"broken{i}.mp4").write_bytes(b"not a video")
+    return root
+
+
+def test_one_broken_training_file_is_skipped_and_named_but_more_than_a_percent_stops(tmp_path, caplog):
+    one = broken_copy(None, tmp_path / "one", per_class=5, broken=1)
+    train(tiny_recipe(one, tmp_path / "run1", epochs=1))
+    assert "broken0.mp4" in caplog.text
+    two = broken_copy(None, tmp_path / "two", per_class=5, broken=2)
+    with pytest.raises(VideoError, match="2 of 12 training videos can't be decoded"):
+        train(tiny_recipe(two, tmp_path / "run2", epochs=1))
+    strict = tiny_recipe(one, tmp_path / "run3", epochs=1)
+    strict.data.on_bad_video = "error"
+    with pytest.raises(VideoError, match="broken0.mp4"):
+        train(strict)
+
+
+def test_held_out_videos_are_a_share_of_each_class_and_always_the_same(tmp_path):
+    from frameflex.data.datasets import VideoList, VideoRecord
+
+    records = [VideoRecord(tmp_path / f"{i}.mp4", i % 3, f"{i}.mp4") for i in range(60)]
+    videos = VideoList(records, ["a", "b", "c"])
+    training, validation = hold_out(videos, 0.2)
+    assert [validation.labels.count(label) for label in range(3)] == [4, 4, 4]
+    names = {r.name for r in training} | {r.name for r in validation}
+    assert len(names) == 60
+    assert [r.name for r in hold_out(videos, 0.2)[1]] == [r.name for r in validation]
+    with pytest.raises(RecipeError, match="class 'b' has 1 video"):
+        hold_out(VideoList(records[:4], ["a", "b", "c"]), 0.5)
+
+
+def test_a_checkpoint_starts_another_run_and_keeps_rows_of_classes_of_the_same_name(bars, tmp_path):
+    [path] = train(tiny_recipe(bars, tmp_path / "first", epochs=1))
+    for old, new in (("going left", "swerving"),):
+        for split in ("train", "val"):
+            target = tmp_path / "other" / split
+            target.mkdir(parents=True)
+            for folder in (bars / split).iterdir():
+                (target / (new if folder.name == old else folder.name)).symlink_to(folder)
+    from frameflex.engine.training import build_model
+
+    recipe = tiny_recipe(tmp_path / "other", tmp_path / "second", epochs=1)
+    recipe.model.init = str(path)
+    model, source = build_model(recipe, ["going right", "swerving"]), load_checkpoint(path).model
+    assert torch.equal(model.head.weight[0], source.head.weight[1])
+    assert not torch.equal(model.head.weight[1], source.head.weight[0])
+    assert torch.equal(model.backbone.bn1.running_mean, source.backbone.bn1.running_mean)
+    train(recipe)
+    recipe.model.backbone = "resnet18"
+    with pytest.raises(RecipeError, match="model.init has test_resnet"):
+        build_model(recipe, ["going right", "swerving"])
