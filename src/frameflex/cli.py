@@ -432,7 +432,9 @@ def _models(argv: list[str], console: Any) -> int:
     parser.add_argument(
         "pattern", nargs="?", metavar="PATTERN", help="such as 'resnet*' (default: names by family, at once)"
     )
-    parser.add_argument("--frames", type=_positive, default=8, help="of the clip that is counted (default: 8)")
+    parser.add_argument(
+        "--frames", type=_positive, default=8, help="of the clip that is counted (default: 8)"
+    )
     parser.add_argument(
         "--size", type=_positive, default=224, help="its height and width in pixels (default: 224)"
     )
@@ -458,7 +460,6 @@ def _models(argv: list[str], console: Any) -> int:
             family_of(args.pattern)  # tells close matches, or why this one can't take the shift
         return _fail(f"no architecture matches {args.pattern!r}; list all with frameflex models", status=1)
     from frameflex.console import progress
-    from frameflex.report import models_table
 
     rows = []
     with progress(console, "counting") as on_progress:
@@ -469,10 +470,28 @@ def _models(argv: list[str], console: Any) -> int:
         for row in rows:
             print(json.dumps(row))  # noqa: T201
     else:
-        from rich.console import Console
-
-        Console().print(models_table(rows))
+        _print_models(rows)
     return 0
+
+
+def _print_models(rows: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    first = rows[0]
+    table = Table(
+        title=f"one clip of {first['num_frames']} frames, {first['size']} x {first['size']} pixels, 174 classes",
+        title_justify="left",
+    )
+    table.add_column("architecture", no_wrap=True)
+    table.add_column("M parameters", justify="right")
+    table.add_column("GFLOPs/clip", justify="right")
+    table.add_column("ImageNet weights")
+    for row in rows:
+        weights = row["weights"]
+        shown = ", ".join(weights[:3]) + (f", {len(weights) - 3} more" if len(weights) > 3 else "")
+        table.add_row(row["name"], f"{row['parameters'] / 1e6:.2f}", f"{row['gflops']:.3g}", shown or "none")
+    Console().print(table)
 
 
 def _describe_model(name: str, num_frames: int, size: int) -> dict[str, Any]:

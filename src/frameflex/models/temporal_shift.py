@@ -93,6 +93,11 @@ class _Shift(torch.autograd.Function):
         return _Shift.apply(grad, ctx.num_frames, ctx.fold, not ctx.reverse), None, None, None
 
 
+def frames_left(num_frames: int, time_stride: int) -> int:
+    """How many frames of a clip are left behind temporal pooling: ``ceil(num_frames / time_stride)``."""
+    return -(-num_frames // time_stride)
+
+
 class TemporalShift(nn.Module):
     """Shift in time, then apply ``net``, usually the first convolution of a residual branch.
 
@@ -101,9 +106,12 @@ class TemporalShift(nn.Module):
         num_frames: T when the module is used on its own; inside a `TSM` the model sets it from its input at
             every forward.
         shift_div: see `temporal_shift`.
+        time_stride: 2 behind temporal pooling, where features of only ``ceil(T / 2)`` frames are left of a clip.
     """
 
-    def __init__(self, net: nn.Module, num_frames: int = 16, shift_div: int = 8) -> None:
+    def __init__(
+        self, net: nn.Module, num_frames: int = 16, shift_div: int = 8, time_stride: int = 1
+    ) -> None:
         super().__init__()
         in_channels = getattr(net, "in_channels", None)
         if isinstance(in_channels, int):
@@ -112,10 +120,11 @@ class TemporalShift(nn.Module):
         self.scale: nn.Module | None = None  # a frame-flexible network's FrameScale
         self.num_frames = num_frames
         self.shift_div = shift_div
+        self.time_stride = time_stride
 
     def forward(self, x: Tensor) -> Tensor:
         """Features ``(B * num_frames, C, H, W)`` through the shift and ``net``."""
-        x = temporal_shift(x, self.num_frames, self.shift_div)
+        x = temporal_shift(x, frames_left(self.num_frames, self.time_stride), self.shift_div)
         return self.net(x if self.scale is None else self.scale(x))
 
     def at_num_frames(self, num_frames: int) -> TemporalShift:

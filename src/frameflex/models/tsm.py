@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from frameflex.models.backbones import family_of
+from frameflex.models.backbones import family_of, shift_sites
+from frameflex.models.non_local import NON_LOCALS, NonLocal, TemporalPool
 from frameflex.models.temporal_shift import TemporalShift, at_num_frames
 
 SHIFTS = ("bidirectional", "none")
+SHIFT_PLACES = ("residual", "block")
 
 
 class TSM(nn.Module):
@@ -34,6 +36,14 @@ class TSM(nn.Module):
         dropout: probability of dropping a pooled feature, before the classifier.
         shift_div: an eighth (8) of the channels moves in each direction.
         shift: ``"bidirectional"``, or ``"none"`` for the plain 2D network (a baseline that can't see order).
+        shift_place: ``"residual"``, or ``"block"`` to shift the input of whole blocks, identity path included, as
+            TSM's ablation does (ResNets only; it costs accuracy).
+        shift_every: shift every so many blocks of a stage; None for what is published: all, and every second one
+            of ResNets whose ``layer3`` has 23 or more.
+        temporal_pool: halve the frames before ``layer2`` (ResNets only); predictions of ``ceil(T / 2)`` frames are
+            averaged.
+        non_local: ``"none"``, or attention over the whole clip behind every second block of ``layer2`` and
+            ``layer3``, as published (ResNets only): ``"embedded_gaussian"``, ``"dot_product"`` or ``"gaussian"``.
         pretrained: ``True`` for timm's ImageNet weights (downloaded), or the path of a ``.safetensors`` or
             ``.pth`` file with weights of the same architecture, whose classifier is ignored.
         backbone_options: further arguments of ``timm.create_model``, for example ``{"channels": [16, 32, 64, 96]}``.
@@ -56,6 +66,10 @@ class TSM(nn.Module):
         dropout: float = 0.5,
         shift_div: int = 8,
         shift: str = "bidirectional",
+        shift_place: str = "residual",
+        shift_every: int | None = None,
+        temporal_pool: bool = False,
+        non_local: str = "none",
         pretrained: bool | str | Path = False,
         backbone_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -64,6 +78,14 @@ class TSM(nn.Module):
             raise ValueError(f"num_classes is {num_classes}; expected at least 1")
         if shift not in SHIFTS:
             raise ValueError(f"shift is {shift!r}; expected one of {', '.join(SHIFTS)}")
+        if shift_place not in SHIFT_PLACES:
+            raise ValueError(f"shift_place is {shift_place!r}; expected one of {', '.join(SHIFT_PLACES)}")
+        if shift_every is not None and shift_every < 1:
+            raise ValueError(
+                f"shift_every is {shift_every}; expected at least 1, or none for what is published"
+            )
+        if non_local not in ("none", *NON_LOCALS):
+            raise ValueError(f"non_local is {non_local!r}; expected none or one of {', '.join(NON_LOCALS)}")
         family = family_of(backbone)
         self.config: dict[str, Any] = {
             "backbone": backbone,
@@ -71,17 +93,41 @@ class TSM(nn.Module):
             "dropout": dropout,
             "shift_div": shift_div,
             "shift": shift,
+            "shift_place": shift_place,
+            "shift_every": shift_every,
+            "temporal_pool": temporal_pool,
+            "non_local": non_local,
             "backbone_options": dict(backbone_options or {}),
         }
         self.frame_counts: tuple[int, ...] = ()
         self.backbone = _create_backbone(
             backbone, pretrained, {**family.options, **self.config["backbone_options"]}
         )
+        if (shift_place, temporal_pool, non_local) != ("residual", False, "none"):
+            _check_published_options(backbone, self.backbone)
         if shift != "none":
-            for block, name in list(family.shifted(self.backbone)):
-                setattr(block, name, TemporalShift(getattr(block, name), shift_div=shift_div))
+            names = {module: name for name, module in self.backbone.named_modules()}
+            for block, conv in shift_sites(family, self.backbone, every=shift_every):
+                name = names[block] if shift_place == "block" else f"{names[block]}.{conv}"
+                pooled = temporal_pool and not name.startswith("layer1.")
+                shifted = TemporalShift(
+                    self.backbone.get_submodule(name), shift_div=shift_div, time_stride=2 if pooled else 1
+                )
+                _replace(self.backbone, name, shifted)
+        if non_local != "none":
+            for stage in ("layer2", "layer3"):
+                for i in range(0, len(self.backbone.get_submodule(stage)), 2):  # type: ignore[arg-type]
+                    block = self.backbone.get_submodule(f"{stage}.{i}")
+                    attending = NonLocal(
+                        block, _out_channels(block), mode=non_local, time_stride=2 if temporal_pool else 1
+                    )
+                    _replace(self.backbone, f"{stage}.{i}", attending)
+        if temporal_pool:
+            _replace(self.backbone, "layer2.0", TemporalPool(self.backbone.get_submodule("layer2.0")))
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(int(self.backbone.num_features), num_classes)  # type: ignore[arg-type]
+        # MobileNets put a convolution behind the pooling: what the classifier sees is wider than the last stage.
+        num_features = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
+        self.head = nn.Linear(int(num_features), num_classes)  # type: ignore[arg-type]
         nn.init.normal_(self.head.weight, std=0.001)  # as published; keeps the first predictions near uniform
         nn.init.zeros_(self.head.bias)
 
@@ -100,7 +146,10 @@ class TSM(nn.Module):
         return self.forward_frames(clip).mean(1)
 
     def forward_frames(self, clip: Tensor) -> Tensor:
-        """The logits of every frame, ``(B, T, K)``, before they are averaged; arguments as in `forward`."""
+        """The logits of every frame, ``(B, T, K)``, before they are averaged; arguments as in `forward`.
+
+        With temporal pooling they are those of the ``ceil(T / 2)`` frames that are left.
+        """
         _check_clip(clip)
         num_frames = clip.shape[2]
         frames = clip.transpose(1, 2).flatten(0, 1)  # (B * T, 3, H, W)
@@ -113,7 +162,7 @@ class TSM(nn.Module):
         else:
             features = at_num_frames(self.backbone, num_frames)(frames)  # (B * T, F)
         logits = self.head(self.dropout(features))
-        return logits.unflatten(0, (-1, num_frames))  # (B, T, K)
+        return logits.unflatten(0, (clip.shape[0], -1))  # (B, T, K)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade compute for memory in training: keep no activations inside the backbone's stages."""
@@ -146,6 +195,25 @@ def classify_views(model: nn.Module, clips: Tensor) -> Tensor:
     """
     logits = model(clips.flatten(0, 1))  # (B * V, K)
     return logits.unflatten(0, clips.shape[:2]).mean(1)
+
+
+def _check_published_options(architecture: str, backbone: nn.Module) -> None:
+    if not all(hasattr(backbone, f"layer{i}") for i in (1, 2, 3, 4)):
+        raise ValueError(
+            f"shift_place, temporal_pool and non_local are published for ResNets; backbone is {architecture!r}. "
+            'Leave them at "residual", false and "none", or choose a ResNet'
+        )
+
+
+def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(network.get_submodule(parent), last, module)
+
+
+def _out_channels(block: nn.Module) -> int:
+    """Of a ResNet's residual block: those of its last convolution."""
+    last = [module for name, module in block.named_modules() if name.endswith(("conv1", "conv2", "conv3"))]
+    return last[-1].out_channels
 
 
 def _check_clip(clip: Tensor) -> None:
@@ -190,8 +258,9 @@ def _load_backbone(backbone: nn.Module, path: Path) -> None:
     else:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
-    classifier = backbone.pretrained_cfg.get("classifier") or "fc"  # type: ignore[union-attr, operator]
-    state = {key: value for key, value in state.items() if not key.startswith(f"{classifier}.")}
+    named = backbone.pretrained_cfg.get("classifier") or "fc"  # type: ignore[union-attr, operator]
+    classifiers = tuple(f"{name}." for name in ([named] if isinstance(named, str) else named))
+    state = {key: value for key, value in state.items() if not key.startswith(classifiers)}
     own = backbone.state_dict()
     missing = sorted(own.keys() - state.keys())
     unknown = sorted(state.keys() - own.keys())
