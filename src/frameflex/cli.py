@@ -7,11 +7,15 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 from frameflex import __version__
+
+VIEWS = ("1x1", "2x1", "1x3", "2x3")
+UNTRAINED = ("nearest", "blend")  # named here so that --help needs no torch
 
 Run = Callable[[Any], int]
 
@@ -165,7 +169,7 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
     from frameflex.engine.recipe import Recipe, RecipeError, check_key, check_keys, known_keys
 
     class RecipeParser(jsonargparse.ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise RecipeError(" ".join(message.split()).replace("Parser key", "key"))
 
     parser = RecipeParser(
@@ -226,12 +230,13 @@ def find_recipe(name: str) -> Path:
 def _evaluate(argv: list[str], console: Any) -> int:
     parser = _parser(
         "evaluate",
-        "Measure a checkpoint on labelled videos at one or more frame counts: accuracy, cost, and the drop from\n"
-        "the trained frame count (Temporal Frequency Deviation). Each video is decoded once for all counts.",
+        "Measure checkpoints on labelled videos at one or more frame counts: accuracy, cost, and the drop from\n"
+        "the trained frame count (Temporal Frequency Deviation). Each video is decoded once for all counts.\n"
+        'A folder made by the method "separate" counts as one checkpoint: the network of the nearest count answers.',
         "frameflex evaluate runs/motion/best.safetensors motion --frames 4,8,16 --output results",
     )
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file of frameflex"
+        "checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="a .safetensors file of frameflex"
     )
     parser.add_argument(
         "data", metavar="DATA", help="folder with a sub-folder a class, CSV list, Something-Something …"
@@ -239,11 +244,19 @@ def _evaluate(argv: list[str], console: Any) -> int:
     parser.add_argument(
         "--frames", type=frame_counts, help="such as 4,8,16 or 1-20 (default: the trained counts)"
     )
+    parser.add_argument("--compare", action="store_true", help="several checkpoints in one table and plot")
+    parser.add_argument(
+        "--untrained", choices=UNTRAINED, help="parts that serve untrained counts (default: as saved)"
+    )
+    parser.add_argument(
+        "--adaptive", action="store_true", help="few frames first, more only while the answer is unsure"
+    )
+    parser.add_argument(
+        "--max-drop", type=float, default=0.5, help="points that --adaptive may lose (default: 0.5)"
+    )
     parser.add_argument("--split", default="validation", help="of data that has splits (default: validation)")
     parser.add_argument("--video-dir", help="where the files of a list are (default: beside the list)")
-    parser.add_argument(
-        "--views", default="1x1", choices=["1x1", "2x1", "1x3", "2x3"], help="clips x crops a video"
-    )
+    parser.add_argument("--views", default="1x1", choices=VIEWS, help="clips x crops a video (default: 1x1)")
     parser.add_argument(
         "--output", type=Path, help="folder for results.json, predictions.csv and the pictures"
     )
@@ -253,48 +266,89 @@ def _evaluate(argv: list[str], console: Any) -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: the best there is)")
     args = parser.parse_args(argv)
+    if len(args.checkpoints) > 1 and not args.compare:
+        parser.error(f"{len(args.checkpoints)} checkpoints are given; add --compare to measure them together")
     from rich.console import Console
 
     from frameflex import report
-    from frameflex.checkpoint import load_checkpoint
     from frameflex.console import progress
     from frameflex.data.datasets import load_split
     from frameflex.deploy.recognizer import best_device
-    from frameflex.engine.evaluation import evaluate
+    from frameflex.engine.adaptive import adaptive_report
+    from frameflex.engine.evaluation import evaluate, load_networks
+    from frameflex.models.frame_flexible import serve_untrained
 
-    checkpoint = load_checkpoint(args.checkpoint)
-    videos = load_split(args.data, args.split, classes=checkpoint.class_names, video_dir=args.video_dir)
-    with progress(console, "evaluating") as on_progress:
-        measured = evaluate(
-            checkpoint.model.to(args.device or best_device()),
-            videos,
-            preprocessing=checkpoint.preprocessing,
-            frame_counts=args.frames or checkpoint.frame_counts,
-            trained_counts=checkpoint.frame_counts,
-            **checkpoint.sampling,
-            views=args.views,
-            batch_size=args.batch_size,
-            num_workers=args.workers,
-            on_error=args.on_bad_video,
-            on_progress=on_progress,
-        )
-    results = {"checkpoint": str(args.checkpoint), "data": str(args.data), **measured.to_dict()}
+    networks = {name: load_networks(path) for name, path in _short_names(args.checkpoints).items()}
+    measured = {}
+    for name, checkpoint in networks.items():
+        if args.untrained and checkpoint.model.frame_counts:
+            serve_untrained(checkpoint.model, args.untrained)
+        videos = load_split(args.data, args.split, classes=checkpoint.class_names, video_dir=args.video_dir)
+        with progress(console, f"evaluating {name}" if len(networks) > 1 else "evaluating") as on_progress:
+            measured[name] = evaluate(
+                checkpoint.model.to(args.device or best_device()),
+                videos,
+                preprocessing=checkpoint.preprocessing,
+                frame_counts=args.frames or checkpoint.frame_counts,
+                trained_counts=checkpoint.frame_counts,
+                **checkpoint.sampling,
+                views=args.views,
+                batch_size=args.batch_size,
+                num_workers=args.workers,
+                on_error=args.on_bad_video,
+                on_progress=on_progress,
+            )
+    adaptive = {}
+    if args.adaptive:
+        for name, one in measured.items():
+            adaptive[name] = adaptive_report(one, list(one.logits), max_drop=args.max_drop / 100)
+    results = [
+        {
+            "checkpoint": str(path),
+            "data": str(args.data),
+            **one.to_dict(),
+            **({"adaptive": asdict(adaptive[name])} if adaptive else {}),
+        }
+        for (name, one), path in zip(measured.items(), args.checkpoints, strict=True)
+    ]
     if args.json:
-        print(json.dumps(results, indent=2, ensure_ascii=False))  # noqa: T201
+        print(json.dumps(results if args.compare else results[0], indent=2, ensure_ascii=False))  # noqa: T201
     else:
-        Console().print(report.accuracy_table({args.checkpoint.stem: measured}))
-    for bad in measured.bad:
-        console.print(f"left out: {bad.name}: {bad.reason}")
+        out = Console(highlight=False)
+        out.print(report.accuracy_table(measured))
+        if args.compare:
+            out.print(report.comparison_table(measured))
+        for name, found in adaptive.items():
+            out.print(report.adaptive_table(found, name if len(adaptive) > 1 else None))
+            out.print(report.adaptive_sentence(found, args.max_drop))
+    for one in measured.values():
+        for bad in one.bad:
+            console.print(f"left out: {bad.name}: {bad.reason}")
     if args.output:
-        largest = max(result.num_frames for result in measured.results)
-        report.write_json(args.output / "results.json", results)
-        report.write_predictions(measured, args.output / "predictions.csv")
-        report.plot_accuracy({args.checkpoint.stem: measured}, args.output / "accuracy.png")
-        report.plot_confusion(measured, largest, args.output / "confusion.png")
-        console.print(
-            f"wrote results.json, predictions.csv, accuracy.png and confusion.png into {args.output}"
-        )
+        report.write_json(args.output / "results.json", results if args.compare else results[0])
+        report.plot_accuracy(measured, args.output / "accuracy.png")
+        written = ["results.json", "accuracy.png"]
+        for name, one in measured.items():
+            suffix = f"-{name.replace('/', '-')}" if args.compare else ""
+            report.write_predictions(one, args.output / f"predictions{suffix}.csv")
+            report.plot_confusion(one, max(one.logits), args.output / f"confusion{suffix}.png")
+            written += [f"predictions{suffix}.csv", f"confusion{suffix}.png"]
+        if adaptive:
+            report.plot_adaptive(adaptive, args.output / "adaptive.png")
+            written.append("adaptive.png")
+        console.print(f"wrote {', '.join(written)} into {args.output}")
     return 0
+
+
+def _short_names(paths: Sequence[Path]) -> dict[str, Path]:
+    """A name for each checkpoint that tells it from the others: the last parts of its path that differ."""
+    for parts in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.with_suffix("").parts[-parts:]) for path in paths]
+        if parts > 1:
+            names = [name.removesuffix("/best").removesuffix("/last") for name in names]
+        if len(set(names)) == len(paths):
+            return dict(zip(names, paths, strict=True))
+    raise ValueError(f"{paths[0]} is given twice; expected different checkpoints")
 
 
 def frame_counts(text: str) -> tuple[int, ...]:
@@ -337,6 +391,10 @@ def _predict(argv: list[str], console: Any) -> int:
     parser.add_argument(
         "--frames", type=_positive, help="frames to look at (default: the largest trained count)"
     )
+    parser.add_argument(
+        "--budget", choices=["auto"], help="few frames first, more only while the answer is unsure"
+    )
+    parser.add_argument("--confidence", type=float, default=0.8, help="for --budget, 0 to 1 (default: 0.8)")
     parser.add_argument("--top", type=_positive, default=5, help="answers for each video (default: 5)")
     parser.add_argument(
         "--views", default="1x1", choices=["1x1", "2x1", "1x3", "2x3"], help="clips x crops a video"
@@ -358,6 +416,8 @@ def _predict(argv: list[str], console: Any) -> int:
         answers = recognizer.recognize_many(
             files,
             num_frames=args.frames,
+            budget=args.budget,
+            confidence=args.confidence,
             top=args.top,
             views=args.views,
             batch_size=args.batch_size,
@@ -416,6 +476,55 @@ def _data(argv: list[str], console: Any) -> int:
             args.directory, num_videos=args.videos, size=args.size, seed=args.seed, on_progress=on_progress
         )
     print(path)  # noqa: T201
+    return 0
+
+
+# -------------------------------------------------------------------------------------------- calibrate
+
+
+def _calibrate(argv: list[str], console: Any) -> int:
+    parser = _parser(
+        "calibrate",
+        "Re-estimate a checkpoint's normalisation statistics at frame counts that it was not trained at, from some\n"
+        "tens of unlabelled videos. Weights, and what it does at its trained counts, stay as they are.",
+        "frameflex calibrate best.safetensors my_videos --frames 6,12 --output calibrated.safetensors",
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file of frameflex"
+    )
+    parser.add_argument(
+        "videos", nargs="+", metavar="VIDEO", help="files, folders (searched) or quoted patterns"
+    )
+    parser.add_argument("--frames", type=frame_counts, required=True, help="such as 6,12 or 5-7")
+    parser.add_argument("--output", type=Path, required=True, help="the new checkpoint")
+    parser.add_argument(
+        "--batch-size", type=_positive, default=16, help="videos whose statistics are taken together"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
+    args = parser.parse_args(argv)
+    from frameflex.checkpoint import load_checkpoint, save_checkpoint
+    from frameflex.console import progress
+    from frameflex.data.datasets import VideoList, VideoRecord, find_video_files
+    from frameflex.engine.calibration import calibrate
+
+    if args.output.exists():
+        raise FileExistsError(f"{args.output} is there already; choose another --output")
+    checkpoint = load_checkpoint(args.checkpoint)
+    files = find_video_files(args.videos)
+    videos = VideoList([VideoRecord(path, None, str(path)) for path in files], checkpoint.class_names)
+    with progress(console, "calibrating") as on_progress:
+        calibrate(
+            checkpoint,
+            videos,
+            args.frames,
+            batch_size=args.batch_size,
+            num_workers=args.workers,
+            on_progress=on_progress,
+        )
+    save_checkpoint(args.output, checkpoint)
+    counts = ", ".join(map(str, args.frames))
+    console.print(f"statistics at {counts} frames re-estimated from {len(files)} videos")
+    print(args.output)  # noqa: T201
     return 0
 
 
@@ -521,6 +630,7 @@ VERBS: dict[str, tuple[Callable[[list[str], Any], int], str]] = {
     "train": (_train, "train a network as a recipe says"),
     "evaluate": (_evaluate, "accuracy and cost of a checkpoint at every frame count"),
     "predict": (_predict, "recognise what happens in videos"),
+    "calibrate": (_calibrate, "fit a checkpoint's statistics to frame counts that it was not trained at"),
     "data": (_data, "render the bundled benchmark"),
     "models": (_models, "list the backbones that can be built"),
 }

@@ -6,7 +6,6 @@ import logging
 import random
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -43,10 +42,15 @@ def demo(output: Path, *, quick: bool, seed: int, console: Console) -> dict[str,
     output = _free_name(output)
     results = Console(highlight=False)
     if quick:
-        console.print("quick demo: few videos and epochs, so its numbers are rough; frameflex demo gives better ones")
+        console.print(
+            "quick demo: few videos and epochs, so its numbers are rough; frameflex demo gives better ones"
+        )
     with progress(console, "rendering videos") as on_progress:
         data = render(
-            output / "videos", num_videos=QUICK_VIDEOS if quick else VIDEOS, seed=seed, on_progress=on_progress
+            output / "videos",
+            num_videos=QUICK_VIDEOS if quick else VIDEOS,
+            seed=seed,
+            on_progress=on_progress,
         )
     console.print(f"rendered {QUICK_VIDEOS if quick else VIDEOS} videos of moving things into {data}")
     logging.getLogger("frameflex.data.datasets").setLevel(logging.WARNING)
@@ -68,9 +72,13 @@ def demo(output: Path, *, quick: bool, seed: int, console: Console) -> dict[str,
     for sentence in _story(measured):
         results.print(sentence)
     _recognise_one(output / "ffn" / "last.safetensors", data, seed, results)
-    results.print(f"\nplot {output / 'accuracy.png'}, numbers {output / 'results.json'}, networks in {output}")
+    results.print(
+        f"\nplot {output / 'accuracy.png'}, numbers {output / 'results.json'}, networks in {output}"
+    )
     if quick:
-        results.print("These numbers are rough: frameflex demo, without --quick, trains longer on more videos.")
+        results.print(
+            "These numbers are rough: frameflex demo, without --quick, trains longer on more videos."
+        )
     return measured
 
 
@@ -117,12 +125,14 @@ def _story(measured: dict[str, Evaluation]) -> list[str]:
         return [*sentences, "No Temporal Frequency Deviation to repair in this run."]
     change = "gains" if repaired > 0 else "loses"
     sentences.append(
-        f"One frame-flexible network {change} {100 * abs(repaired):.1f} points there, {100 * repaired / lost:.0f} % of "
-        f"that loss, and scores {100 * flexible.at(full).top1:.1f} % at {full} frames, where the plain one has "
+        f"One frame-flexible network {change} {100 * abs(repaired):.1f} points there, {100 * repaired / lost:.0f} % "
+        f"of that loss, and scores {100 * flexible.at(full).top1:.1f} % at {full} frames, where the plain one has "
         f"{100 * plain.at(full).top1:.1f} %."
     )
     num_videos = len(plain.names)
-    sentences.append(f"One video of the {num_videos} is {100 / num_videos:.2f} points; another seed gives other numbers.")
+    sentences.append(
+        f"One video of the {num_videos} is {100 / num_videos:.2f} points; another seed gives other numbers."
+    )
     return sentences
 
 
@@ -144,5 +154,3 @@ def _free_name(output: Path) -> Path:
         number += 1
         candidate = output.with_name(f"{output.name}-{number}")
     return candidate
-
-

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 from rich.table import Table
 
+from frameflex.engine.adaptive import AdaptivePoint, AdaptiveReport
 from frameflex.engine.evaluation import Evaluation
 
 if TYPE_CHECKING:
@@ -51,6 +52,93 @@ def accuracy_table(evaluations: Mapping[str, Evaluation]) -> Table:
             table.add_row(*([name] if several else []), *cells)
         table.add_section()
     return table
+
+
+def comparison_table(evaluations: Mapping[str, Evaluation]) -> Table:
+    """A row for each model: its largest drop, the area under its curve, its parameters."""
+    counts = sorted(next(iter(evaluations.values())).logits)
+    table = Table(title=f"over {counts[0]} to {counts[-1]} frames", title_justify="left")
+    table.add_column("model")
+    for heading in (
+        "trained at",
+        "best top-1 %",
+        "worst top-1 %",
+        "largest drop",
+        "area over log2 T",
+        "parameters",
+    ):
+        table.add_column(heading, justify="right")
+    for name, evaluation in evaluations.items():
+        top1 = [result.top1 for result in evaluation.results]
+        drops = [evaluation.drop(result.num_frames) for result in evaluation.results]
+        measured = [drop for drop in drops if drop is not None]
+        table.add_row(
+            name,
+            ", ".join(map(str, evaluation.trained_counts)),
+            f"{100 * max(top1):.1f}",
+            f"{100 * min(top1):.1f}",
+            f"{-100 * max(measured):+.1f}" if measured else "–",
+            f"{100 * evaluation.area():.1f}",
+            f"{evaluation.num_parameters / 1e6:.2f} M",
+        )
+    return table
+
+
+def adaptive_table(found: AdaptiveReport, name: str | None = None) -> Table:
+    """Accuracy against mean cost for a sweep of confidence thresholds; rows that change nothing are left out."""
+    counts = list(found.points[0].shares)
+    title = f"{name}: " if name else ""
+    table = Table(title=f"{title}{' then '.join(map(str, counts))} frames, {found.num_reported_on} videos")
+    for heading in (
+        "confidence",
+        "top-1 %",
+        "mean GFLOPs",
+        "of full",
+        *(f"stop at {count}" for count in counts),
+    ):
+        table.add_column(heading, justify="right")
+    shown: dict[float, AdaptivePoint] = {}
+    for point in found.points:
+        near = [old for old in shown.values() if abs(old.gflops - point.gflops) < 0.02 * found.full_gflops]
+        if not near or point == found.chosen:
+            shown[point.confidence] = point
+    for point in shown.values():
+        table.add_row(
+            f"{point.confidence:.2f}{' *' if point == found.chosen else ''}",
+            f"{100 * point.top1:.1f}",
+            f"{point.gflops:.3g}",
+            f"{100 * point.gflops / found.full_gflops:.0f} %",
+            *(f"{100 * share:.0f} %" for share in point.shares.values()),
+        )
+    return table
+
+
+def adaptive_sentence(found: AdaptiveReport, max_drop: float) -> str:
+    """What the chosen threshold gives on videos that it was not chosen on."""
+    chosen = found.chosen
+    return (
+        f"* chosen on {found.num_chosen_on} other videos as the cheapest that loses at most {max_drop:g} points "
+        f"there. On these {found.num_reported_on}: {100 * chosen.top1:.1f} % against {100 * found.full_top1:.1f} % at "
+        f"the largest count, for {100 * chosen.gflops / found.full_gflops:.0f} % of its GFLOPs. "
+        f"Use it: predict --budget auto --confidence {chosen.confidence:g}"
+    )
+
+
+def plot_adaptive(reports: Mapping[str, AdaptiveReport], path: Path) -> None:
+    """Draw top-1 over mean GFLOPs, a line for each model; the chosen threshold is a filled dot."""
+
+    def draw(axes: Axes) -> None:
+        for name, found in reports.items():
+            points = sorted(found.points, key=lambda point: point.gflops)
+            (line,) = axes.plot([p.gflops for p in points], [100 * p.top1 for p in points], label=name)
+            axes.plot(found.chosen.gflops, 100 * found.chosen.top1, "o", color=line.get_color())
+            axes.plot(found.full_gflops, 100 * found.full_top1, "s", color=line.get_color())
+        axes.set_xlabel("mean GFLOPs a video (dot: chosen threshold, square: largest count alone)")
+        axes.set_ylabel("top-1 accuracy, %")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best")
+
+    save_figure(path, draw, size=(6.4, 4.2))
 
 
 def plot_accuracy(evaluations: Mapping[str, Evaluation], path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,13 +56,23 @@ class Recognizer:
         return cls(load_checkpoint(path), device=device)
 
     def __call__(
-        self, video: Source, *, num_frames: int | None = None, top: int = 5, views: str = "1x1"
+        self,
+        video: Source,
+        *,
+        num_frames: int | None = None,
+        budget: str | None = None,
+        confidence: float = 0.8,
+        top: int = 5,
+        views: str = "1x1",
     ) -> list[Prediction]:
         """Recognise one video.
 
         Args:
             video: path, bytes or binary file object.
             num_frames: T, frames to look at, at least 1; by default the largest trained count.
+            budget: "auto" looks at the smallest trained count first, and at the next one only while the highest
+                probability is below ``confidence``. The video is decoded once, for all of them.
+            confidence: for ``budget``; `frameflex evaluate --adaptive` finds the value for a data set.
             top: how many answers, best first.
             views: "temporal views x crops": 1x1, 2x1, 1x3 or 2x3.
 
@@ -74,20 +84,22 @@ class Recognizer:
             FileNotFoundError: if there is no such file.
             ValueError: if an argument is out of range.
         """
-        return self._answers(self.logits(video, num_frames=num_frames, views=views), top)
+        counts = self._counts(num_frames, budget)
+        clips = {count: clip[None] for count, clip in self._clips(video, counts, views).items()}
+        return self._answers(self._look(clips, confidence)[0], top)
 
     def logits(self, video: Source, *, num_frames: int | None = None, views: str = "1x1") -> Tensor:
         """The scores ``(K,)`` behind the predictions, averaged over views; arguments as for a call."""
-        dataset, count = self._dataset([], num_frames, views)
-        with open_video(video) as reader:
-            clips = dataset.clips(reader)[count][None]  # (1, V, 3, T, h, w)
-        return self._classify(clips)[0]
+        counts = self._counts(num_frames, None)
+        return self._classify(self._clips(video, counts, views)[counts[0]][None])[0]
 
     def recognize_many(
         self,
         videos: Sequence[str | Path],
         *,
         num_frames: int | None = None,
+        budget: str | None = None,
+        confidence: float = 0.8,
         top: int = 5,
         views: str = "1x1",
         batch_size: int = 8,
@@ -98,6 +110,8 @@ class Recognizer:
         Args:
             videos: files.
             num_frames: as for one video.
+            budget: as for one video.
+            confidence: as for one video.
             top: as for one video.
             views: as for one video.
             batch_size: videos through the network at once.
@@ -107,7 +121,7 @@ class Recognizer:
             each file with its predictions, in the order given; a file that can't be decoded with its error.
         """
         paths = [Path(video) for video in videos]
-        dataset, count = self._dataset(paths, num_frames, views)
+        dataset = self._dataset(paths, self._counts(num_frames, budget), views)
         loader: DataLoader = DataLoader(
             dataset,
             batch_size=batch_size,
@@ -120,7 +134,7 @@ class Recognizer:
                 bad.index: VideoError(bad.reason) for bad in batch.bad
             }
             if len(batch):
-                logits = self._classify(batch.clips[count])
+                logits = self._look(batch.clips, confidence)
                 answers |= {
                     index: self._answers(row, top)
                     for index, row in zip(batch.indices.tolist(), logits, strict=True)
@@ -128,21 +142,45 @@ class Recognizer:
             for index in sorted(answers):
                 yield paths[index], answers[index]
 
-    def _dataset(self, paths: Sequence[Path], num_frames: int | None, views: str) -> tuple[ClipDataset, int]:
+    def _counts(self, num_frames: int | None, budget: str | None) -> tuple[int, ...]:
+        if budget not in (None, "auto"):
+            raise ValueError(f'budget is {budget!r}; expected "auto"')
+        if budget and num_frames is not None:
+            raise ValueError("both num_frames and budget are given; expected one of them")
+        if budget:
+            return self.checkpoint.frame_counts
+        return (self.checkpoint.num_frames if num_frames is None else num_frames,)
+
+    def _look(self, clips: Mapping[int, Tensor], confidence: float) -> Tensor:
+        """Logits ``(B, K)`` of clips ``{T: (B, V, 3, T, h, w)}``: of the first count that is sure, video by video."""
+        first, *others = sorted(clips)
+        logits = self._classify(clips[first])
+        for count in others:
+            unsure = logits.softmax(1).amax(1) < confidence
+            if not unsure.any():
+                break
+            logits = logits.index_put((unsure,), self._classify(clips[count][unsure]))
+        return logits
+
+    def _clips(self, video: Source, frame_counts: Sequence[int], views: str) -> dict[int, Tensor]:
+        """The clips ``{T: (V, 3, T, h, w)}`` of one video."""
+        dataset = self._dataset([], frame_counts, views)
+        with open_video(video) as reader:
+            return dataset.clips(reader)
+
+    def _dataset(self, paths: Sequence[Path], frame_counts: Sequence[int], views: str) -> ClipDataset:
         if views not in VIEWS:
             raise ValueError(f"views is {views!r}; expected one of {', '.join(VIEWS)}")
         num_views, num_crops = VIEWS[views]
-        count = self.checkpoint.num_frames if num_frames is None else num_frames
-        dataset = ClipDataset(
+        return ClipDataset(
             VideoList([VideoRecord(path, None, str(path)) for path in paths], self.checkpoint.class_names),
-            frame_counts=(count,),
+            frame_counts=frame_counts,
             transform=EvalTransform(self.checkpoint.preprocessing, num_crops=num_crops),
             training=False,
             num_views=num_views,
             on_error="skip",
             **self.checkpoint.sampling,
         )
-        return dataset, count
 
     def _classify(self, clips: Tensor) -> Tensor:
         with torch.inference_mode():

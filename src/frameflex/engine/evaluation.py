@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
@@ -15,9 +16,11 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
+from frameflex.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from frameflex.data.datasets import BadVideo, ClipDataset, VideoList, collate, ignore_interrupts
 from frameflex.data.transforms import VIEWS, EvalTransform, Preprocessing
-from frameflex.models.tsm import classify_views
+from frameflex.models.frame_flexible import nearest_count
+from frameflex.models.tsm import TSM, classify_views
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,12 @@ class Evaluation:
         measured = [result for result in self.results if result.num_frames in self.trained_counts]
         return measured[-1].top1 - self.at(num_frames).top1 if measured else None
 
+    def area(self) -> float:
+        """Mean top-1 under the curve over log2 T, 0 to 1: no count weighs more because it was measured finely."""
+        xs = torch.tensor([result.num_frames for result in self.results], dtype=torch.double).log2()
+        ys = torch.tensor([result.top1 for result in self.results], dtype=torch.double)
+        return float(torch.trapezoid(ys, xs) / (xs[-1] - xs[0])) if len(xs) > 1 else float(ys[0])
+
     def confusion(self, num_frames: int) -> Tensor:
         """Counts ``(K, K)``: true class by row, predicted class by column."""
         logits = self.logits[num_frames]
@@ -94,6 +103,7 @@ class Evaluation:
                 "trained_counts": list(self.trained_counts),
             },
             "num_parameters": self.num_parameters,
+            "area_over_log2_frames": self.area(),
             "results": [{**asdict(r), "drop": self.drop(r.num_frames)} for r in self.results],
             "undecodable": [{"name": bad.name, "reason": bad.reason} for bad in self.bad],
         }
@@ -235,6 +245,46 @@ def evaluate(
         bad=sorted(bad, key=lambda item: item.index),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
+
+
+class SeparateNetworks(nn.Module):
+    """Plain networks, each trained at a count of its own; the one of the nearest count answers.
+
+    Args:
+        networks: by trained frame count.
+    """
+
+    def __init__(self, networks: Mapping[int, nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict({str(count): network for count, network in sorted(networks.items())})
+        self.frame_counts = ()
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Logits ``(B, K)`` of clips ``(B, 3, T, H, W)``."""
+        return self.networks[str(nearest_count(map(int, self.networks), clip.shape[2]))](clip)
+
+
+def load_networks(path: Path) -> Checkpoint:
+    """A checkpoint, or a folder of separately trained ones ``{T}f/best.safetensors`` as if they were one.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+        CheckpointError: as `load_checkpoint`; also if the folder's networks differ in classes or preprocessing.
+    """
+    if not path.is_dir():
+        return load_checkpoint(path)
+    members = [load_checkpoint(file) for file in sorted(path.glob("*f/best.safetensors"))]
+    if not members:
+        raise FileNotFoundError(
+            f"checkpoint {path}: a folder without {{T}}f/best.safetensors of separate training; give a file"
+        )
+    first = members[0]
+    for member in members:
+        if (member.class_names, member.preprocessing) != (first.class_names, first.preprocessing):
+            raise CheckpointError(f"checkpoint {path}: its networks differ in classes or preprocessing")
+    networks = SeparateNetworks({member.num_frames: member.model for member in members})
+    counts = tuple(sorted(member.num_frames for member in members))
+    return replace(first, model=cast(TSM, networks), frame_counts=counts)
 
 
 def clip_gflops(model: nn.Module, clip: Tensor) -> float:

@@ -678,7 +678,8 @@ def _start_from(model: TSM, source: Checkpoint, classes: Sequence[str]) -> None:
     wrong += sorted(
         key
         for key in own.keys() & given.keys()
-        if own[key].shape[key in heads :] != given[key].shape[key in heads :]  # a classifier may have other rows
+        if own[key].shape[key in heads :]
+        != given[key].shape[key in heads :]  # a classifier may have other rows
     )
     if wrong:
         raise RecipeError(

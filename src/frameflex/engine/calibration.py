@@ -1,0 +1,106 @@
+"""Statistics of normalisation re-estimated at other frame counts, from unlabelled videos; weights untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
+
+from frameflex.checkpoint import Checkpoint
+from frameflex.data.datasets import ClipDataset, VideoList, collate, ignore_interrupts
+from frameflex.data.transforms import EvalTransform
+from frameflex.models import FrameNorm, make_frame_flexible
+from frameflex.models.frame_flexible import add_norms
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    videos: VideoList,
+    frame_counts: Sequence[int],
+    *,
+    batch_size: int = 16,
+    num_workers: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Give a checkpoint's network batch statistics of its own at further frame counts, in place.
+
+    A network that meets another T than it was trained at normalises with the wrong mean and variance (FFN,
+    section 3.2). Here they are measured anew, as the average over batches of the videos, evaluated as in any
+    test. No weight and no statistic of a trained count changes; a plain TSM becomes frame-flexible, with norms
+    that share its weights' values.
+
+    Args:
+        checkpoint: its model is changed.
+        videos: some tens at least, labels not looked at.
+        frame_counts: the T's, none of them trained or calibrated already.
+        batch_size: videos whose statistics are taken together.
+        num_workers: processes that decode.
+        on_progress: called with (videos done, videos in all).
+
+    Raises:
+        ValueError: if there are no videos, a count has norms of its own already, or the network has no norm
+            with batch statistics.
+        VideoError: if a video can't be decoded.
+    """
+    model, counts = checkpoint.model, sorted(set(frame_counts))
+    taken = {*checkpoint.frame_counts, *model.frame_counts, *model.config.get("calibrated_counts", [])}
+    if not videos or not counts or counts[0] < 1:
+        raise ValueError(f"{len(videos)} videos and frame counts {counts}; expected at least one of each")
+    if taken & set(counts):
+        raise ValueError(
+            f"{sorted(taken & set(counts))} frames have norms of their own already; calibrate other counts "
+            f"than {sorted(taken)}"
+        )
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise ValueError("the network has no batch normalisation, so there are no statistics to re-estimate")
+    if not model.frame_counts:
+        make_frame_flexible(model, checkpoint.frame_counts, scales=False)
+    elif not model.config["frame_norms"]:
+        raise ValueError(
+            "the network shares its norms between frame counts; there is none to give to one count"
+        )
+    add_norms(model, counts)
+    fresh = [
+        (module, momentum)
+        for norm in model.modules()
+        if isinstance(norm, FrameNorm)
+        for count in counts
+        for module in norm.norms[str(count)].modules()
+        if isinstance(module, _BatchNorm)
+        for momentum in [module.momentum]
+    ]
+    loader = DataLoader(
+        ClipDataset(
+            videos,
+            frame_counts=counts,
+            transform=EvalTransform(checkpoint.preprocessing),
+            training=False,
+            **checkpoint.sampling,
+        ),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=collate,
+        worker_init_fn=ignore_interrupts,
+    )
+    device = next(model.parameters()).device
+    model.eval()
+    try:
+        for module, _ in fresh:
+            module.reset_running_stats()
+            module.momentum = None  # every batch counts the same
+            nn.Module.train(module)
+        done = 0
+        with torch.inference_mode(False), torch.no_grad():
+            for batch in loader:
+                for count in counts:
+                    model(batch.clips[count].flatten(0, 1).to(device))
+                done += len(batch)
+                if on_progress:
+                    on_progress(done, len(videos))
+    finally:
+        for module, momentum in fresh:
+            module.momentum = momentum
+            nn.Module.eval(module)
