@@ -137,7 +137,7 @@ def _played(sweep: np.ndarray, order: str) -> np.ndarray:
 
 def _camera(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Where the scene is displaced to by a shaking hand: (2, N), x and y."""
-    return np.stack([_sway(time, rng, 0.02) for _ in "xy"]) + rng.normal(0, 0.004, (2, len(time)))
+    return np.stack([_sway(time, rng, 0.03) for _ in "xy"]) + rng.normal(0, 0.006, (2, len(time)))
 
 
 def _sway(time: np.ndarray, rng: np.random.Generator, amplitude: float) -> np.ndarray:
@@ -163,13 +163,14 @@ class _Path:
 def _object_path(change: str, rng: np.random.Generator, progress: np.ndarray, camera: np.ndarray) -> _Path:
     # Every value is drawn for every class, and in the same manner, so that what does not change tells nothing.
     centred = progress - 0.5
-    travel = rng.uniform(0.3, 0.6)
+    travel = rng.uniform(0.45, 0.75)
     slant = rng.uniform(-0.25, 0.25)  # radians
-    x, y = rng.uniform(0.3, 0.7, 2)
-    growth = rng.uniform(0.6, 1.1)  # of the logarithm
-    radius = rng.uniform(0.14, 0.22)
+    x, y = rng.uniform(0.35, 0.65, 2)
+    growth = rng.uniform(0.8, 1.4)  # of the logarithm
+    radius = rng.uniform(0.15, 0.24)
     angle = rng.uniform(0, 2 * np.pi)
-    turn = rng.uniform(1.6, 4.5)  # radians
+    turn = rng.uniform(2.5, 5.5)  # radians
+    lever = rng.uniform(0.4, 0.8)  # radii
     opacity = rng.uniform(0.75, 1.0)
     hidden = rng.uniform(0.0, 0.25)
 
@@ -182,6 +183,9 @@ def _object_path(change: str, rng: np.random.Generator, progress: np.ndarray, ca
         path["radius"] *= np.exp(growth * centred)
     elif change == "angle":
         path["angle"] += turn * centred
+        # About a point off its centre, as a hand turns a thing.
+        path["x"] += lever * radius * (np.cos(path["angle"]) - np.cos(angle))
+        path["y"] += lever * radius * (np.sin(path["angle"]) - np.sin(angle))
     else:
         path["opacity"] = hidden + (opacity - hidden) * progress
     full = {name: np.broadcast_to(value, progress.shape) for name, value in path.items()}
@@ -193,9 +197,9 @@ def _object_path(change: str, rng: np.random.Generator, progress: np.ndarray, ca
 def _distractor_path(rng: np.random.Generator, time: np.ndarray, camera: np.ndarray) -> _Path:
     still = np.ones_like(time)
     return _Path(
-        x=rng.uniform(0, 1) + camera[0] + _sway(time, rng, 0.02),
-        y=rng.uniform(0, 1) + camera[1] + _sway(time, rng, 0.02),
-        radius=rng.uniform(0.08, 0.18) * still,
+        x=rng.uniform(0, 1) + camera[0] + _sway(time, rng, 0.06),
+        y=rng.uniform(0, 1) + camera[1] + _sway(time, rng, 0.06),
+        radius=rng.uniform(0.07, 0.13) * still,
         angle=rng.uniform(0, 2 * np.pi) + _sway(time, rng, 0.1),
         opacity=rng.uniform(0.75, 1.0) * still,
     )
@@ -236,9 +240,11 @@ class _Thing:
         across = np.sin(2 * np.pi * frequency * (np.cos(tilt) * v - np.sin(tilt) * u) + phase[1])
         blotches = _noise(rng, 64, 6)[..., 0]
         wave = {"striped": along, "checked": along * across * 2, "mottled": 2.5 * blotches}[pattern]
-        mix = np.clip(0.5 + wave + 0.5 * blotches, 0, 1)[..., None]
-        first = rng.uniform(0, 255, 3)
-        second = (first + rng.uniform(80, 175, 3)) % 255  # at least 80 levels apart in each colour
+        # One end differs from the other, so that four frames suffice to tell which way the thing turned.
+        slope = np.sin(tilt) * (u - 0.5) - np.cos(tilt) * (v - 0.5)
+        mix = np.clip(0.5 + 0.6 * wave + 0.3 * blotches + 2 * slope, 0, 1)[..., None]
+        first = rng.uniform(170, 255, 3)
+        second = rng.uniform(70, 180, 3)
         shade = 30 * _noise(rng, 64, 2)
         texture = first * mix + second * (1 - mix) + shade
         return cls(shape, pattern, texture.astype(np.float32))
@@ -259,8 +265,8 @@ def _background(rng: np.random.Generator, size: int, camera: np.ndarray) -> np.n
     """A large textured plane seen through the moving camera: float32 (N, size, size, 3)."""
     margin = int(np.ceil(0.15 * size))
     side = size + 2 * margin
-    plane = rng.uniform(60, 195, 3) + 45 * _noise(rng, side, 3) + 30 * _noise(rng, side, 12)
-    plane = (plane + 20 * _noise(rng, side, 24)).astype(np.float32)
+    plane = rng.uniform(40, 110, 3) + 20 * _noise(rng, side, 3) + 15 * _noise(rng, side, 12)
+    plane = (plane + 10 * _noise(rng, side, 24)).astype(np.float32)
     canvas = np.empty((camera.shape[1], size, size, 3), np.float32)
     for frame, shift in zip(canvas, camera.T, strict=True):
         left, top = np.clip(margin - shift * size, 0, 2 * margin - 1.001)
@@ -503,12 +509,13 @@ def _rendered(
 
 def _encode(path: Path, frames: np.ndarray) -> None:
     with av.open(str(path), "w") as container:
-        # Every frame a key frame of the same quality: with predicted frames the error would grow from one key
-        # frame to the next and tell the direction of time. One thread: the same frames give the same file.
+        # Key frames only, at one quantiser: each frame is encoded as if it were alone. With predicted frames, or a
+        # rate control that looks back, the error of a frame would tell what came before it: the direction of
+        # time. One thread: the same frames give the same file.
         stream = container.add_stream("libx264", rate=Fraction(FPS))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "18", "preset": "veryfast", "g": "1"}
+        stream.options = {"qp": "20", "preset": "veryfast", "g": "1"}
         stream.codec_context.thread_count = 1
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
