@@ -7,9 +7,14 @@ that begin with ``training/``, so that one rename makes both durable together. N
 
 from __future__ import annotations
 
+import hashlib
+import http.client
 import json
 import os
+import re
+import shutil
 import tempfile
+import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +28,8 @@ from torch import Tensor
 from frameflex.data.transforms import Preprocessing
 from frameflex.models import TSM, create_model
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+WEIGHTS_NAME, CONFIG_NAME, CARD_NAME = "model.safetensors", "config.json", "README.md"
 _TRAINING = "training/"
 
 
@@ -43,6 +49,8 @@ class Checkpoint:
         sampling: how frames were picked, ``{"sampling": "segments"}`` or ``{"sampling": "dense", "stride": 2}``.
         recipe: of the run that made it, as in its YAML file; empty where unknown.
         metrics: measured ones, each with its protocol.
+        license: of the weights, as an SPDX name such as "cc-by-4.0"; empty where unknown.
+        source: where the weights come from, for people; empty where unknown.
         training: state of an unfinished run; None in a checkpoint that is only for use.
     """
 
@@ -53,6 +61,8 @@ class Checkpoint:
     sampling: dict[str, Any] = field(default_factory=lambda: {"sampling": "segments"})
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    license: str = ""
+    source: str = ""
     training: TrainingState | None = None
 
     @property
@@ -97,6 +107,8 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "sampling": checkpoint.sampling,
         "recipe": checkpoint.recipe,
         "metrics": checkpoint.metrics,
+        "license": checkpoint.license,
+        "source": checkpoint.source,
     }
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()
@@ -126,14 +138,17 @@ def load_checkpoint(path: str | Path, *, training: bool = False) -> Checkpoint:
     """Read a checkpoint; executes no code from it.
 
     Args:
-        path: a ``.safetensors`` file written by `save_checkpoint`.
+        path: a ``.safetensors`` file written by `save_checkpoint`, a folder written by `save_pretrained`, or an
+            address that `fetch` knows.
         training: also read the state of an unfinished run, where there is one.
 
     Raises:
         FileNotFoundError: if there is no such file.
         CheckpointError: if it is no checkpoint of frameflex, or of a newer version, or damaged.
     """
-    path = Path(path)
+    path = fetch(path)
+    if path.is_dir():
+        path = path / WEIGHTS_NAME
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path}: no such file")
     try:
@@ -156,6 +171,8 @@ def load_checkpoint(path: str | Path, *, training: bool = False) -> Checkpoint:
             sampling=dict(header.get("sampling") or {"sampling": "segments"}),
             recipe=dict(header.get("recipe") or {}),
             metrics=dict(header.get("metrics") or {}),
+            license=str(header.get("license") or ""),
+            source=str(header.get("source") or ""),
         )
         if len(checkpoint.class_names) != model.config["num_classes"] or not checkpoint.frame_counts:
             raise ValueError(
@@ -171,6 +188,102 @@ def load_checkpoint(path: str | Path, *, training: bool = False) -> Checkpoint:
         state = {k.removeprefix(_TRAINING): v for k, v in tensors.items() if k.startswith(_TRAINING)}
         checkpoint.training = TrainingState(header["training"], state)
     return checkpoint
+
+
+# ------------------------------------------------------------------------------------ near and far
+
+
+def fetch(source: str | Path) -> Path:
+    """The local file behind an address; a local path as it is.
+
+    Args:
+        source: a path, or one of
+
+            - ``hf://owner/name`` for ``model.safetensors`` of a repository of the Hugging Face hub, or
+              ``hf://owner/name/path/to/file``; ``hf://owner/name@revision`` pins a branch, tag or commit;
+            - ``https://host/file#sha256=0123…``: what arrives must have that SHA-256 checksum, because nothing
+              else tells whether it is the file that you mean. ``hf://`` addresses take one, too.
+
+    Returns:
+        Where the file is; downloads are kept and found again.
+
+    Raises:
+        CheckpointError: if an address makes no sense, can't be reached, or gives a file with another checksum.
+    """
+    found = re.fullmatch(r"(hf|https?):/{1,2}([^#]+)(?:#(.*))?", str(source))  # a Path makes "//" to "/"
+    if not found:
+        return Path(source)
+    scheme, address, fragment = found.groups()
+    checksum = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment or "")
+    if fragment and not checksum:
+        raise CheckpointError(f"address {source}: expected #sha256= and 64 hexadecimal digits behind the #")
+    expected = checksum[1].lower() if checksum else None
+    if scheme == "hf":
+        return _fetch_from_hub(address, expected)
+    if scheme == "http":
+        raise CheckpointError(
+            f"address {source}: expected https://; what http:// gives can be changed on its way"
+        )
+    if expected is None:
+        raise CheckpointError(
+            f"address {source}: expected a checksum behind it, {source}#sha256=…, so that only the file that you "
+            "mean is used. sha256sum FILE shows it"
+        )
+    return _fetch_from_web(f"https://{address}", expected)
+
+
+def _fetch_from_hub(address: str, expected: str | None) -> Path:
+    import huggingface_hub
+
+    parts = address.strip("/").split("/")
+    if len(parts) < 2 or not all(parts):
+        raise CheckpointError(f"address hf://{address}: expected hf://owner/name, or hf://owner/name/file")
+    name, _, revision = parts[1].partition("@")
+    file = "/".join(parts[2:]) or WEIGHTS_NAME
+    try:
+        path = Path(huggingface_hub.hf_hub_download(f"{parts[0]}/{name}", file, revision=revision or None))
+    except Exception as error:  # the hub's client raises a dozen kinds; each is the same to the caller
+        raise CheckpointError(f"hf://{address}: {file} can't be had ({_first_line(error)})") from error
+    if expected is not None:
+        _check_sum(f"hf://{address}", path, expected)
+    return path
+
+
+def _fetch_from_web(url: str, expected: str) -> Path:
+    folder = Path(torch.hub.get_dir()) / "frameflex"
+    path = folder / f"{expected}{Path(url.partition('?')[0]).suffix}"
+    if path.is_file():
+        _check_sum(url, path, expected)
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=60) as response:
+            shutil.copyfileobj(response, file)
+        _check_sum(url, Path(temporary), expected)
+        os.replace(temporary, path)
+    except (OSError, http.client.HTTPException) as error:
+        raise CheckpointError(f"{url} can't be downloaded ({_first_line(error)})") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def _check_sum(address: str, path: Path, expected: str) -> None:
+    running = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            running.update(chunk)
+    digest = running.hexdigest()
+    if digest != expected:
+        raise CheckpointError(
+            f"{address}: the file has SHA-256 {digest}, expected {expected}. It was changed or arrived damaged; it "
+            "is not used"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _read_header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:

@@ -27,6 +27,9 @@ __all__ = [
 # How a video is looked at in a test, "temporal views x crops" as papers write it.
 VIEWS = {"1x1": (1, 1), "2x1": (2, 1), "1x3": (1, 3), "2x3": (2, 3)}
 
+CHANNEL_ORDERS = ("rgb", "bgr")
+GEOMETRIES = ("torchvision", "tsm", "mmaction2")
+
 _INTERPOLATIONS = {
     "bilinear": InterpolationMode.BILINEAR,
     "bicubic": InterpolationMode.BICUBIC,
@@ -41,10 +44,17 @@ class Preprocessing:
     Attributes:
         short_side: the video's shorter side after resizing, in pixels; its aspect ratio is kept.
         crop_size: side of the square that the model sees, in pixels, at most `short_side`.
-        mean: per channel R, G, B, on the scale from 0 to 1; ImageNet's by default.
+        mean: per channel R, G, B, on the scale from 0 to 1; ImageNet's by default. A model that expects values from
+            0 to 255 has mean 0 and std 1/255.
         std: per channel R, G, B, on the scale from 0 to 1, above 0.
         interpolation: "bilinear", "bicubic" or "nearest".
-        antialias: smooth before shrinking (bilinear and bicubic only).
+        antialias: smooth before shrinking (bilinear and bicubic only), as Pillow always does.
+        channel_order: in which the model sees the colours, "rgb" or "bgr". Mean and std are those of R, G and B
+            either way.
+        geometry: how sizes and places in whole pixels come about. "torchvision": the longer side rounded down,
+            three crops from edge to edge. "tsm": crops at multiples of a quarter of the spare side, rounded down,
+            as TSM's code has them. "mmaction2": the longer side rounded to the nearest, crops at multiples of half
+            the spare side, rounded down.
 
     Raises:
         ValueError: if a value is out of range.
@@ -56,6 +66,8 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
     antialias: bool = True
+    channel_order: str = "rgb"
+    geometry: str = "torchvision"
 
     def __post_init__(self) -> None:
         for name in ("short_side", "crop_size"):
@@ -89,6 +101,11 @@ class Preprocessing:
             )
         if not isinstance(self.antialias, bool):
             raise ValueError(f"preprocessing: antialias is {self.antialias!r}; expected true or false.")
+        for name, known in (("channel_order", CHANNEL_ORDERS), ("geometry", GEOMETRIES)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"preprocessing: {name} is {getattr(self, name)!r}; expected one of {', '.join(known)}."
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Turn into plain values for JSON."""
@@ -150,26 +167,33 @@ class EvalTransform:
             ValueError: if frames are not uint8 RGB.
         """
         _check_frames(frames)
-        side = self.preprocessing.short_side
+        side, crop = self.preprocessing.short_side, self.preprocessing.crop_size
         height, width = frames.shape[-2:]
-        if height <= width:
-            size = (side, max(side, int(side * width / height)))
-        else:
-            size = (max(side, int(side * height / width)), side)
+        longer = max(height, width) * side / min(height, width)
+        long_side = max(
+            side, int(longer + 0.5) if self.preprocessing.geometry == "mmaction2" else int(longer)
+        )
+        size = (side, long_side) if height <= width else (long_side, side)
         frames = _resize(frames, size, self.preprocessing)
         if self.num_crops == 1:
-            squares = [functional.center_crop(frames, [self.preprocessing.crop_size] * 2)]
+            places = [tuple(_centre(pixels - crop, self.preprocessing.geometry) for pixels in size)]
         else:
-            spare_height, spare_width = size[0] - side, size[1] - side
-            squares = [
-                frames[..., top : top + side, left : left + side]
-                for top, left in (
-                    (0, 0),
-                    (spare_height // 2, spare_width // 2),
-                    (spare_height, spare_width),
-                )
-            ]
+            crop = side
+            starts = _three_places(long_side - side, self.preprocessing.geometry)
+            places = [(0, start) if height <= width else (start, 0) for start in starts]
+        squares = [frames[..., top : top + crop, left : left + crop] for top, left in places]
         return _normalise(torch.stack(squares), self.preprocessing)
+
+
+def _centre(spare: int, geometry: str) -> int:
+    return spare // 2 if geometry == "mmaction2" else round(spare / 2)
+
+
+def _three_places(spare: int, geometry: str) -> tuple[int, int, int]:
+    """Where crops at the start, centre and end begin, with ``spare`` pixels more than one crop needs."""
+    if geometry == "tsm":
+        return 0, 2 * (spare // 4), 4 * (spare // 4)
+    return 0, spare // 2, 2 * (spare // 2) if geometry == "mmaction2" else spare
 
 
 class TrainTransform:
@@ -411,12 +435,12 @@ def _resize(frames: Tensor, size: tuple[int, int], preprocessing: Preprocessing)
 
 
 def _normalise(frames: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Turn uint8 `(..., N, 3, h, w)` into float32 `(..., 3, N, h, w)`, contiguous, normalised per channel."""
+    """Turn RGB uint8 `(..., N, 3, h, w)` into float32 `(..., 3, N, h, w)`, contiguous, normalised per channel."""
     frames = frames.transpose(-4, -3)  # (..., 3, N, h, w)
     clip = torch.empty(frames.shape, dtype=torch.float32, device=frames.device)
     # A channel at a time: on a CPU faster than broadcasting mean and std as tensors.
     for channel, (mean, std) in enumerate(zip(preprocessing.mean, preprocessing.std, strict=True)):
-        plane = clip.select(-4, channel)
+        plane = clip.select(-4, channel if preprocessing.channel_order == "rgb" else 2 - channel)
         torch.mul(frames.select(-4, channel), 1 / (255 * std), out=plane)
         plane.sub_(mean / std)
     return clip
