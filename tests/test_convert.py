@@ -8,15 +8,18 @@ import re
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import nn
 
 from frameflex.checkpoint import load_checkpoint, save_checkpoint
 from frameflex.cli import main
 from frameflex.convert import ConversionError, convert, read_class_names
+from frameflex.data.transforms import EvalTransform
 from frameflex.models import TemporalShift
 
 # ------------------------------------------------------------------------------- networks of the sources
@@ -125,6 +128,9 @@ def resnet(depth, num_frames, *, place="blockres", pool=False, non_local=False, 
     if pool:
         net.layer2 = Pool(net.layer2, num_frames)
     return randomise(Published(net, features))
+
+
+TINY_SOURCE = resnet(18, 8)
 
 
 class Inverted(nn.Module):
@@ -508,6 +514,79 @@ def test_a_checkpoint_of_our_own_is_written_again_with_what_was_added(tmp_path):
     conversion = convert(tmp_path / "b.pth", class_names=[f"c{i}" for i in range(7)], license="cc-by-4.0")
     assert conversion.source == "frameflex"
     assert (conversion.checkpoint.class_names[2], conversion.checkpoint.license) == ("c2", "cc-by-4.0")
+
+
+# ------------------------------------------------------------------------------------------------ pixels
+
+
+def rendered(width, height, num_frames=2):
+    """Pictures with edges, slopes, fine texture and writing, as videos have them."""
+    pictures = []
+    for t in range(num_frames):
+        picture = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+        draw = ImageDraw.Draw(picture)
+        for i in range(0, width, 9):
+            draw.line([(i, 0), (width - i, height)], fill=(i % 256, 40, 255 - i % 256), width=1 + i % 3)
+        draw.ellipse([20 + 9 * t, 30, 90 + 9 * t, 100], fill=(250, 240, 20), outline=(0, 0, 90), width=5)
+        draw.text((width // 3, height // 2), f"frame {t}: 0123456789", fill=(255, 255, 255))
+        noise = Image.effect_noise((width, height), 40).convert("RGB")
+        pictures.append(Image.blend(picture, noise, 0.3))
+    return pictures
+
+
+def pillow_road(pictures, *, crop, three, geometry):
+    """Short side 256 by Pillow's bilinear filter and a crop, in whole pixels, as TSM's and mmaction2's code."""
+    width, height = pictures[0].size
+    longer = 256 * max(width, height) / min(width, height)
+    longer = int(longer + 0.5) if geometry == "mmaction2" else int(longer)
+    size = (longer, 256) if width >= height else (256, longer)
+    spare = longer - 256
+    if not three:
+        places = [
+            tuple(round((side - crop) / 2) if geometry == "tsm" else (side - crop) // 2 for side in size)
+        ]
+    elif geometry == "tsm":
+        places = [(i * (spare // 4), 0) if width >= height else (0, i * (spare // 4)) for i in (0, 2, 4)]
+    else:
+        places = [(i * (spare // 2), 0) if width >= height else (0, i * (spare // 2)) for i in (0, 1, 2)]
+    crops = []
+    for x, y in places:
+        row = [p.resize(size, Image.Resampling.BILINEAR).crop((x, y, x + crop, y + crop)) for p in pictures]
+        crops.append(np.stack([np.asarray(p) for p in row]))
+    return torch.from_numpy(np.stack(crops)).permute(0, 4, 1, 2, 3).float()  # (crops, 3, N, h, w), 0 to 255
+
+
+@pytest.mark.parametrize(
+    "size", [(320, 240), (427, 240), (240, 427), (500, 333), (640, 480), (171, 128), (256, 256)]
+)
+@pytest.mark.parametrize("three", [False, True])
+@pytest.mark.parametrize("source", ["tsm", "mmaction2", "mmaction2 in bgr"])
+def test_an_imported_checkpoint_sees_the_pixels_of_its_source_within_a_grey_level(
+    size, three, source, tmp_path
+):
+    geometry = source.split()[0]
+    name = mmaction2_name if geometry == "mmaction2" else (lambda key: key)
+    meta = (
+        {"meta": {"config": "mean=[0, 0, 0], std=[1, 1, 1], to_bgr=True"}} if source.endswith("bgr") else {}
+    )
+    pixels = convert(save(tmp_path / "a.pth", TINY_SOURCE, name=name, **meta)).checkpoint.preprocessing
+    pictures = rendered(*size)
+    frames = torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2)
+    seen = EvalTransform(pixels, num_crops=3 if three else 1)(frames)
+    expected = pillow_road(pictures, crop=256 if three else 224, three=three, geometry=geometry)
+    if source.endswith("bgr"):  # from 0 to 255, blue first
+        expected = expected.flip(1)
+        scale = 1.0
+    else:
+        mean, std = (
+            torch.tensor(values)[:, None, None, None]
+            for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        )
+        expected = (expected / 255 - mean) / std
+        scale = 255 * float(std.mean())
+    assert seen.shape == expected.shape
+    assert float((seen - expected).abs().mean()) * scale < 1
+    assert float((seen - expected).abs().max()) * scale < 3
 
 
 # -------------------------------------------------------------------------------------------- refusals
