@@ -130,9 +130,6 @@ def resnet(depth, num_frames, *, place="blockres", pool=False, non_local=False, 
     return randomise(Published(net, features))
 
 
-TINY_SOURCE = resnet(18, 8)
-
-
 class Inverted(nn.Module):
     def __init__(self, inputs, outputs, stride, expand):
         super().__init__()
@@ -556,20 +553,26 @@ def pillow_road(pictures, *, crop, three, geometry):
     return torch.from_numpy(np.stack(crops)).permute(0, 4, 1, 2, 3).float()  # (crops, 3, N, h, w), 0 to 255
 
 
-@pytest.mark.parametrize(
-    "size", [(320, 240), (427, 240), (240, 427), (500, 333), (640, 480), (171, 128), (256, 256)]
-)
+@pytest.fixture(scope="module")
+def imported_pixels(tmp_path_factory):
+    """The preprocessing that a checkpoint of each source comes with."""
+    folder, model = tmp_path_factory.mktemp("sources"), resnet(18, 8)
+    bgr = {"meta": {"config": "mean=[0, 0, 0], std=[1, 1, 1], to_bgr=True"}}
+    files = {
+        "tsm": save(folder / "tsm.pth", model),
+        "mmaction2": save(folder / "mm.pth", model, name=mmaction2_name),
+        "mmaction2 in bgr": save(folder / "bgr.pth", model, name=mmaction2_name, **bgr),
+    }
+    return {source: convert(file).checkpoint.preprocessing for source, file in files.items()}
+
+
+@pytest.mark.parametrize("size", [(320, 240), (427, 240), (240, 427), (500, 333), (171, 128)])
 @pytest.mark.parametrize("three", [False, True])
 @pytest.mark.parametrize("source", ["tsm", "mmaction2", "mmaction2 in bgr"])
-def test_an_imported_checkpoint_sees_the_pixels_of_its_source_within_a_grey_level(
-    size, three, source, tmp_path
+def test_an_imported_checkpoint_sees_its_sources_pixels_within_a_grey_level(
+    size, three, source, imported_pixels
 ):
-    geometry = source.split()[0]
-    name = mmaction2_name if geometry == "mmaction2" else (lambda key: key)
-    meta = (
-        {"meta": {"config": "mean=[0, 0, 0], std=[1, 1, 1], to_bgr=True"}} if source.endswith("bgr") else {}
-    )
-    pixels = convert(save(tmp_path / "a.pth", TINY_SOURCE, name=name, **meta)).checkpoint.preprocessing
+    geometry, pixels = source.split()[0], imported_pixels[source]
     pictures = rendered(*size)
     frames = torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2)
     seen = EvalTransform(pixels, num_crops=3 if three else 1)(frames)

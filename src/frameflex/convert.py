@@ -174,8 +174,8 @@ def _needs_code(path: Path, error: Exception) -> str:
     return (
         f"{path} can't be read as plain weights: it asks for {', '.join(asked)}, and reading such objects runs "
         "code that the file chooses. Ask its author for a file with the state_dict alone. If you trust that author "
-        "as you trust a program that you start, --trust-pickle reads it; a malicious file can then do anything that you "
-        "can do on this machine"
+        "as you trust a program that you start, --trust-pickle reads it; a malicious file can then do anything that "
+        "you can do on this machine"
     )
 
 
