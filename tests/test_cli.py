@@ -67,7 +67,7 @@ def test_train_evaluate_and_predict_from_the_command_line(tmp_path, capsys):
     assert written == {"results.json", "predictions.csv", "accuracy.png", "confusion.png"}
     status, out, _ = run("evaluate", checkpoint, data, "--workers", 0, capsys=capsys)
     assert "top-1 %" in out
-    assert "4 (trained)" in out
+    assert "│     *4 │" in out
 
     folder, pattern = data / "val" / "going left", data / "val" / "*" / "1.mp4"
     status, out, err = run(

@@ -144,10 +144,11 @@ def _demo(argv: list[str], console: Any) -> int:
 
 
 def _train(argv: list[str], console: Any) -> int:
-    from frameflex.console import training_progress
+    from frameflex.console import leave_cores_to_workers, training_progress
     from frameflex.engine.training import train
 
     recipe, resume = parse_recipe(argv)
+    leave_cores_to_workers(recipe.data.num_workers)
     with training_progress(console, recipe.training.epochs) as watcher:
         paths = train(recipe, resume=resume, watcher=watcher)
     for path in paths:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 
+import torch
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
     Progress,
@@ -34,11 +35,30 @@ def make_console() -> Console:
 
 def show_messages(console: Console, *, debug: bool) -> None:
     """Print the library's log messages; those of other libraries from warnings on."""
-    handler = RichHandler(
-        console=console, show_time=False, show_path=debug, show_level=debug, markup=False, highlighter=None
-    )
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    layout = "%(levelname)s %(name)s: %(message)s" if debug else "%(message)s"
+    logging.basicConfig(level=logging.WARNING, format=layout, handlers=[_Handler(console)], force=True)
     logging.getLogger("frameflex").setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def leave_cores_to_workers(num_workers: int) -> None:
+    """Use one thread less for the network on a CPU for each process that decodes, and at least one.
+
+    A thread of the network that waits for a core that a worker holds keeps all others waiting: on two cores, with
+    another program running, two threads and a worker took twice as long as one thread and a worker.
+    """
+    cores = os.cpu_count() or 1
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores - num_workers)))
+
+
+class _Handler(logging.Handler):
+    """Prints above a progress bar, and leaves lines as long as they are."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.print(self.format(record), markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from rich.console import Console
 from frameflex import report
 from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.cli import parse_recipe
-from frameflex.console import progress, training_progress
+from frameflex.console import leave_cores_to_workers, progress, training_progress
 from frameflex.data.datasets import VideoList, load_split
 from frameflex.data.motion import render
 from frameflex.deploy.recognizer import Recognizer
@@ -20,8 +20,8 @@ from frameflex.engine.evaluation import Evaluation, evaluate
 from frameflex.engine.recipe import Recipe
 from frameflex.engine.training import train
 
-QUICK_VIDEOS, QUICK_EPOCHS = 240, 6
 VIDEOS = 1200
+QUICK_VIDEOS, QUICK_EPOCHS, QUICK_COUNTS = 480, 10, (2, 4, 8)
 
 
 def demo(output: Path, *, quick: bool, seed: int, console: Console) -> dict[str, Evaluation]:
@@ -40,7 +40,7 @@ def demo(output: Path, *, quick: bool, seed: int, console: Console) -> dict[str,
         OSError: if the folder can't be written.
     """
     output = _free_name(output)
-    results = Console(highlight=False)
+    results = Console(highlight=False, soft_wrap=True)
     if quick:
         console.print(
             "quick demo: few videos and epochs, so its numbers are rough; frameflex demo gives better ones"
@@ -63,8 +63,9 @@ def demo(output: Path, *, quick: bool, seed: int, console: Console) -> dict[str,
             [path] = train(recipe, watcher=watcher)
         # The last epoch's weights, not the best on the very videos that are measured next.
         checkpoint = load_checkpoint(path.with_name("last.safetensors"))
-        name = f"{what} trained at {trained_at}"
-        measured[name] = _measure(checkpoint, load_split(data, "validation"), recipe, console)
+        measured[f"{what} ({trained_at.replace(' ', '')})"] = _measure(
+            checkpoint, load_split(data, "validation"), recipe, console
+        )
     results.print()
     results.print(report.accuracy_table(measured))
     report.plot_accuracy(measured, output / "accuracy.png")
@@ -86,8 +87,10 @@ def _recipe(method: str, data: Path, output: Path, *, quick: bool, seed: int) ->
     """The bundled recipe, validated once at the end; the quick one with fewer epochs."""
     recipe, _ = parse_recipe(["motion.yaml" if method == "tsm" else "motion_ffn.yaml"])
     epochs = QUICK_EPOCHS if quick else recipe.training.epochs
+    leave_cores_to_workers(recipe.data.num_workers)
     return replace(
         recipe,
+        clip=replace(recipe.clip, frame_counts=QUICK_COUNTS) if quick else recipe.clip,
         data=replace(recipe.data, train=str(data)),
         output=str(output),
         training=replace(recipe.training, epochs=epochs, validate_every=epochs),

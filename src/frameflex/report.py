@@ -21,31 +21,34 @@ if TYPE_CHECKING:
 
 
 def accuracy_table(evaluations: Mapping[str, Evaluation]) -> Table:
-    """A row for each model and frame count: accuracy, drop from the trained count, cost.
+    """A row for each model and frame count: accuracy, points lost against the trained count, cost.
+
+    The drop is top-1 at the largest trained count less top-1 at this one; GFLOPs are multiply-adds of one clip;
+    clips a second are of the network alone.
 
     Args:
         evaluations: by the name of the model; the name is shown where there are several.
     """
     several = len(evaluations) > 1
     first = next(iter(evaluations.values()))
-    title = f"{len(first.names)} videos, views {first.views}"
+    title = f"{len(first.names)} videos, views {first.views}; * trained at this count"
     if any(evaluation.bad for evaluation in evaluations.values()):
-        title += f", {len(first.bad)} undecodable ones left out"
+        title += f"; {len(first.bad)} undecodable ones left out"
     table = Table(title=title, title_justify="left")
     if several:
         table.add_column("model")
-    for heading in ("frames", "top-1 %", "top-5 %", "mean class %", "drop", "GFLOPs/clip", "clips/s"):
-        table.add_column(heading, justify="right")
+    for heading in ("frames", "top-1 %", "top-5 %", "class %", "drop", "GFLOPs", "clips/s"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, evaluation in evaluations.items():
         for result in evaluation.results:
             drop = evaluation.drop(result.num_frames)
             trained = result.num_frames in evaluation.trained_counts
             cells = [
-                f"{result.num_frames}{' (trained)' if trained else ''}",
+                f"{'*' if trained else ''}{result.num_frames}",
                 f"{100 * result.top1:.1f}",
                 f"{100 * result.top5:.1f}",
                 f"{100 * result.mean_class_accuracy:.1f}",
-                "–" if drop is None or (trained and drop == 0) else f"{-100 * drop:+.1f}",
+                "–" if drop is None else f"{100 * drop + 0.0:.1f}",
                 f"{result.gflops:.3g}",
                 f"{result.clips_per_second:.1f}",
             ]
@@ -77,7 +80,7 @@ def comparison_table(evaluations: Mapping[str, Evaluation]) -> Table:
             ", ".join(map(str, evaluation.trained_counts)),
             f"{100 * max(top1):.1f}",
             f"{100 * min(top1):.1f}",
-            f"{-100 * max(measured):+.1f}" if measured else "–",
+            f"{100 * max(measured):.1f}" if measured else "–",
             f"{100 * evaluation.area():.1f}",
             f"{evaluation.num_parameters / 1e6:.2f} M",
         )
@@ -118,8 +121,8 @@ def adaptive_sentence(found: AdaptiveReport, max_drop: float) -> str:
     chosen = found.chosen
     return (
         f"* chosen on {found.num_chosen_on} other videos as the cheapest that loses at most {max_drop:g} points "
-        f"there. On these {found.num_reported_on}: {100 * chosen.top1:.1f} % against {100 * found.full_top1:.1f} % at "
-        f"the largest count, for {100 * chosen.gflops / found.full_gflops:.0f} % of its GFLOPs. "
+        f"there. On these {found.num_reported_on}: {100 * chosen.top1:.1f} % against "
+        f"{100 * found.full_top1:.1f} % at the largest count, for {100 * chosen.gflops / found.full_gflops:.0f} % of its GFLOPs. "
         f"Use it: predict --budget auto --confidence {chosen.confidence:g}"
     )
 
