@@ -122,7 +122,8 @@ def adaptive_sentence(found: AdaptiveReport, max_drop: float) -> str:
     return (
         f"* chosen on {found.num_chosen_on} other videos as the cheapest that loses at most {max_drop:g} points "
         f"there. On these {found.num_reported_on}: {100 * chosen.top1:.1f} % against "
-        f"{100 * found.full_top1:.1f} % at the largest count, for {100 * chosen.gflops / found.full_gflops:.0f} % of its GFLOPs. "
+        f"{100 * found.full_top1:.1f} % at the largest count, for "
+        f"{100 * chosen.gflops / found.full_gflops:.0f} % of its GFLOPs. "
         f"Use it: predict --budget auto --confidence {chosen.confidence:g}"
     )
 
