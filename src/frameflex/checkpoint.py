@@ -3,6 +3,7 @@
 A checkpoint is a safetensors file. Its header holds one entry, ``frameflex``, with JSON; tensors have the names
 of the model's ``state_dict``. A checkpoint of an unfinished run also holds the optimizer's tensors, under names
 that begin with ``training/``, so that one rename makes both durable together. Nothing is ever unpickled.
+docs/checkpoint-format.md describes it for readers without frameflex.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import shutil
 import tempfile
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,69 @@ class Checkpoint:
         """The largest T that it was trained at: what to use where nothing else is asked for."""
         return max(self.frame_counts)
 
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> Checkpoint:
+        """Load from near or far; executes no code from what it loads.
+
+        Args:
+            source: a folder of `save_pretrained`, a ``.safetensors`` file, a repository ``owner/name`` of the
+                Hugging Face hub, or an address that `fetch` knows.
+
+        Raises:
+            FileNotFoundError: if there is neither such a path nor could it name a repository.
+            CheckpointError: as `load_checkpoint` and `fetch`.
+        """
+        named = isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", source)
+        if named and not Path(source).exists():
+            return load_checkpoint(f"hf://{source}")
+        return load_checkpoint(source)
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Write ``model.safetensors``, its header as ``config.json``, and a model card ``README.md``.
+
+        Args:
+            directory: made if it is not there; files of these names in it are replaced.
+
+        Returns:
+            The folder.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        alone = replace(self, training=None)  # where an unfinished run stands is of no use to others
+        save_checkpoint(directory / WEIGHTS_NAME, alone)
+        config = json.dumps(_header(alone), indent=2, ensure_ascii=False)
+        (directory / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
+        (directory / CARD_NAME).write_text(model_card(alone), encoding="utf-8")
+        return directory
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Add a checkpoint of frameflex",
+    ) -> str:
+        """Upload what `save_pretrained` writes to a repository of the Hugging Face hub, made if it is not there.
+
+        Args:
+            repo_id: ``owner/name``.
+            private: whether a new repository is; None leaves it to the owner's settings.
+            token: None for the one that ``hf auth login`` keeps.
+            commit_message: of the upload.
+
+        Returns:
+            The address of the commit.
+        """
+        import huggingface_hub
+
+        api = huggingface_hub.HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
+        return str(commit.commit_url)
+
 
 @dataclass
 class TrainingState:
@@ -98,18 +162,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         raise ValueError(
             f"{len(checkpoint.class_names)} class names for {num_classes} logits; expected as many"
         )
-    header = {
-        "format_version": FORMAT_VERSION,
-        "architecture": checkpoint.model.config,
-        "class_names": list(checkpoint.class_names),
-        "preprocessing": checkpoint.preprocessing.to_dict(),
-        "frame_counts": sorted(checkpoint.frame_counts),
-        "sampling": checkpoint.sampling,
-        "recipe": checkpoint.recipe,
-        "metrics": checkpoint.metrics,
-        "license": checkpoint.license,
-        "source": checkpoint.source,
-    }
+    header = _header(checkpoint)
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()
     }
@@ -132,6 +185,21 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         ) from error
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _header(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "architecture": checkpoint.model.config,
+        "class_names": list(checkpoint.class_names),
+        "preprocessing": checkpoint.preprocessing.to_dict(),
+        "frame_counts": sorted(checkpoint.frame_counts),
+        "sampling": checkpoint.sampling,
+        "recipe": checkpoint.recipe,
+        "metrics": checkpoint.metrics,
+        "license": checkpoint.license,
+        "source": checkpoint.source,
+    }
 
 
 def load_checkpoint(path: str | Path, *, training: bool = False) -> Checkpoint:
@@ -284,6 +352,97 @@ def _check_sum(address: str, path: Path, expected: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+# -------------------------------------------------------------------------------------------- model card
+
+
+def model_card(checkpoint: Checkpoint) -> str:
+    """Markdown that tells what a checkpoint is, with the front matter of the Hugging Face hub."""
+    model, pixels = checkpoint.model, checkpoint.preprocessing
+    counts = ", ".join(map(str, sorted(checkpoint.frame_counts)))
+    architecture = model.config["backbone"]
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    kind = (
+        "one network for all of them (frame-flexible)" if model.frame_counts else "any other works, less well"
+    )
+    names = checkpoint.class_names
+    shown = ", ".join(names[:10]) + (f", … ({len(names)} in all)" if names[10:] else "")
+    recipe_data = checkpoint.recipe.get("data") or {}
+    rows = [
+        (
+            "architecture",
+            f"{architecture} with temporal shift `{model.config['shift']}`, {millions:.2f} M parameters",
+        ),
+        ("frame counts", f"{counts}: {kind}"),
+        ("frames", ", ".join(f"{key} {value}" for key, value in checkpoint.sampling.items())),
+        (
+            "pixels",
+            f"short side {pixels.short_side} ({pixels.interpolation}), centre crop {pixels.crop_size}, "
+            f"{pixels.channel_order.upper()}, mean {list(pixels.mean)}, std {list(pixels.std)} on the scale 0 to 1",
+        ),
+        ("classes", shown),
+        ("weights from", checkpoint.source or "not recorded"),
+        ("trained on", recipe_data.get("train") or "not recorded"),
+        (
+            "licence of the weights",
+            checkpoint.license or "not recorded: ask their author before you use them",
+        ),
+    ]
+    parts = [
+        "---",
+        f"license: {json.dumps(checkpoint.license or 'unknown')}",
+        "library_name: frameflex",
+        "pipeline_tag: video-classification",
+        "tags: [frameflex, action-recognition, temporal-shift-module]",
+        "---",
+        "",
+        f"# {architecture} for {len(names)} actions",
+        "",
+        "A Temporal Shift Module network that classifies short videos.",
+        "",
+        "|  |  |",
+        "|---|---|",
+        *(f"| {key} | {_plain(str(value))} |" for key, value in rows),
+        "",
+        "```",
+        "pip install frameflex",
+        f"frameflex predict hf://OWNER/NAME video.mp4 --frames {checkpoint.num_frames}",
+        "```",
+        "",
+        "## Measured",
+        "",
+        *_measured(checkpoint.metrics),
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _measured(metrics: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, values in metrics.items():
+        results = values.get("results") if isinstance(values, Mapping) else None
+        if not results:
+            lines += [f"`{name}`: {_plain(json.dumps(values, ensure_ascii=False))}", ""]
+            continue
+        protocol = ", ".join(f"{key} {value}" for key, value in (values.get("protocol") or {}).items())
+        lines += [
+            f"{name}: {_plain(protocol)}",
+            "",
+            "| frames | top-1 % | top-5 % | GFLOPs a clip |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {row['num_frames']} | {100 * row['top1']:.1f} | {100 * row['top5']:.1f} | {row['gflops']:.3g} |"
+            for row in results
+        ]
+        lines.append("")
+    return lines or ["Nothing yet."]
+
+
+def _plain(text: str) -> str:
+    """Text that can't break a table of Markdown."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _read_header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
