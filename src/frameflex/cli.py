@@ -447,15 +447,52 @@ def _predict(argv: list[str], console: Any) -> int:
 
 
 def _data(argv: list[str], console: Any) -> int:
-    if argv[:1] != ["render"]:
-        asked_for_help = not argv or argv[0] in ("-h", "--help")
-        if asked_for_help:
-            print(  # noqa: T201
-                "usage: frameflex data COMMAND ...\n\ncommands:\n"
-                "  render  make the bundled benchmark of motions as video files"
-            )
-            return 0
-        return _fail(f"unknown command data {argv[0]!r}; expected data render", status=2)
+    commands = {"render": _data_render, "check": _data_check}
+    if not argv or argv[0] in ("-h", "--help"):
+        print(  # noqa: T201
+            "usage: frameflex data COMMAND ...\n\ncommands:\n"
+            "  render  make the bundled benchmark of motions as video files\n"
+            "  check   decode every video of a data set once and list the files that fail"
+        )
+        return 0
+    if argv[0] not in commands:
+        return _fail(
+            f"unknown command data {argv[0]!r}; expected data {' or data '.join(commands)}", status=2
+        )
+    return commands[argv[0]](argv[1:], console)
+
+
+def _data_check(argv: list[str], console: Any) -> int:
+    parser = _parser(
+        "data check",
+        "Decode every frame of every video once, in parallel, and list the files that fail. The exit status is 1\n"
+        "if there are any. DATA is a data set in any layout, or a folder of videos.",
+        "frameflex data check data/something-something-v2 --json bad.json",
+    )
+    parser.add_argument("data", metavar="DATA", help="data set, or folder of videos")
+    parser.add_argument("--split", help="of data that has splits (default: all of them)")
+    parser.add_argument("--video-dir", help="where the files of a list are (default: beside the list)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the list as JSON")
+    args = parser.parse_args(argv)
+    from frameflex import report
+    from frameflex.console import progress
+    from frameflex.data.check import check_videos
+    from frameflex.data.datasets import all_videos
+
+    videos = all_videos(args.data, split=args.split, video_dir=args.video_dir)
+    with progress(console, "checking") as on_progress:
+        bad = check_videos(videos, num_workers=args.workers, on_progress=on_progress)
+    for video in bad:
+        print(f"{videos[video.index].path}: {video.reason}")  # noqa: T201
+    if args.json:
+        listed = [{"path": str(videos[v.index].path), "name": v.name, "reason": v.reason} for v in bad]
+        report.write_json(args.json, {"num_videos": len(videos), "bad": listed})
+    console.print(f"{len(videos)} videos decoded, {len(bad)} of them bad")
+    return 1 if bad else 0
+
+
+def _data_render(argv: list[str], console: Any) -> int:
     parser = _parser(
         "data render",
         "Render the bundled benchmark: short videos of moving things, in Something-Something V2's layout, in\n"
@@ -471,7 +508,7 @@ def _data(argv: list[str], console: Any) -> int:
     parser.add_argument(
         "--validation-fraction", type=float, default=0.2, help="between 0 and 1 (default: 0.2)"
     )
-    args = parser.parse_args(argv[1:])
+    args = parser.parse_args(argv)
     from frameflex.console import progress
     from frameflex.data.motion import render
 
@@ -741,7 +778,7 @@ VERBS: dict[str, tuple[Callable[[list[str], Any], int], str]] = {
     "evaluate": (_evaluate, "accuracy and cost of a checkpoint at every frame count"),
     "predict": (_predict, "recognise what happens in videos"),
     "calibrate": (_calibrate, "fit a checkpoint's statistics to frame counts that it was not trained at"),
-    "data": (_data, "render the bundled benchmark"),
+    "data": (_data, "render the bundled benchmark; check the files of a data set"),
     "convert": (_convert, "bring weights of other code bases, timm or torchvision"),
     "models": (_models, "list the backbones that can be built, with their cost"),
 }

@@ -35,6 +35,7 @@ __all__ = [
     "Sample",
     "VideoList",
     "VideoRecord",
+    "all_videos",
     "collate",
     "find_video_files",
     "ignore_interrupts",
@@ -310,6 +311,32 @@ def load_split(
     return load_videos(source, classes=classes, video_dir=video_dir)
 
 
+def all_videos(
+    source: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    video_dir: str | os.PathLike[str] | None = None,
+) -> VideoList:
+    """Find the videos of every split of a data set, or of one; or of a folder without any layout, unlabelled.
+
+    Errors as in `load_videos`.
+    """
+    try:
+        return load_videos(source, split=split, video_dir=video_dir)
+    except NoSuchSplit as error:
+        if split is not None or not error.available:
+            raise
+        parts = [load_videos(source, split=name, video_dir=video_dir) for name in error.available]
+        return VideoList(
+            [record for part in parts for record in part], parts[0].classes, layout=parts[0].layout
+        )
+    except ValueError:
+        if not os.path.isdir(source) or split is not None or video_dir is not None:
+            raise
+        files = find_video_files([source])
+        return VideoList([VideoRecord(path, None, path.name) for path in files], [])
+
+
 def find_video_files(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """Files, folders (searched for videos, sub-folders too) and patterns such as ``clips/*.mp4`` into files.
 
@@ -571,7 +598,10 @@ def _read_list(path: Path, split: str | None, video_dir: Path | None, *, labels_
                 _Entry(_inside(folder, row[at_path], where), label, row[at_path], where, start, end)
             )
     if len(splits) > 1 and split is None:
-        raise ValueError(f"{path}: split is None; expected one of those that are there: {', '.join(splits)}.")
+        raise NoSuchSplit(
+            f"{path}: split is None; expected one of those that are there: {', '.join(sorted(splits))}.",
+            sorted(splits),
+        )
     numbered = bool(labels) and all(re.fullmatch(r"\d{1,6}", label) for label in labels)
     names = [str(i) for i in range(1 + max(map(int, labels)))] if numbered else sorted(labels)
     return _Found("list" + (f", {split}" if split else ""), entries, names, numbered, sorted(splits))
