@@ -52,6 +52,7 @@ class Checkpoint:
         metrics: measured ones, each with its protocol.
         license: of the weights, as an SPDX name such as "cc-by-4.0"; empty where unknown.
         source: where the weights come from, for people; empty where unknown.
+        multi_label: each class has a probability of its own (sigmoid), instead of one for all together (softmax).
         training: state of an unfinished run; None in a checkpoint that is only for use.
     """
 
@@ -64,6 +65,7 @@ class Checkpoint:
     metrics: dict[str, Any] = field(default_factory=dict)
     license: str = ""
     source: str = ""
+    multi_label: bool = False
     training: TrainingState | None = None
 
     @property
@@ -199,6 +201,7 @@ def _header(checkpoint: Checkpoint) -> dict[str, Any]:
         "metrics": checkpoint.metrics,
         "license": checkpoint.license,
         "source": checkpoint.source,
+        "multi_label": checkpoint.multi_label,
     }
 
 
@@ -241,6 +244,7 @@ def load_checkpoint(path: str | Path, *, training: bool = False) -> Checkpoint:
             metrics=dict(header.get("metrics") or {}),
             license=str(header.get("license") or ""),
             source=str(header.get("source") or ""),
+            multi_label=bool(header.get("multi_label", False)),
         )
         if len(checkpoint.class_names) != model.config["num_classes"] or not checkpoint.frame_counts:
             raise ValueError(

@@ -156,7 +156,7 @@ class Recognizer:
         first, *others = sorted(clips)
         logits = self._classify(clips[first])
         for count in others:
-            unsure = logits.softmax(1).amax(1) < confidence
+            unsure = self._probabilities(logits).amax(1) < confidence
             if not unsure.any():
                 break
             logits = logits.index_put((unsure,), self._classify(clips[count][unsure]))
@@ -186,10 +186,14 @@ class Recognizer:
         with torch.inference_mode():
             return classify_views(self.model, clips.to(self.device)).float().cpu()  # (B, K)
 
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        """Of all classes together, or of each on its own where a video may show several."""
+        return logits.sigmoid() if self.checkpoint.multi_label else logits.softmax(-1)
+
     def _answers(self, logits: Tensor, top: int) -> list[Prediction]:
         if top < 1:
             raise ValueError(f"top is {top}; expected at least 1")
-        best = logits.softmax(0).topk(min(top, len(logits)))
+        best = self._probabilities(logits).topk(min(top, len(logits)))
         names = self.checkpoint.class_names
         return [
             Prediction(names[index], index, probability)

@@ -14,10 +14,15 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_confusion_matrix,
+    multilabel_average_precision,
+)
 
 from frameflex.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from frameflex.data.datasets import BadVideo, ClipDataset, VideoList, collate, ignore_interrupts
+from frameflex.data.label_sets import LabelSets
 from frameflex.data.transforms import VIEWS, EvalTransform, Preprocessing
 from frameflex.models.frame_flexible import nearest_count
 from frameflex.models.tsm import TSM, classify_views
@@ -32,6 +37,9 @@ class CountResult:
         top1: share of videos whose best guess is right, 0 to 1.
         top5: share whose label is among the five best guesses (of all, where there are fewer classes).
         mean_class_accuracy: top-1 of each class, averaged over the classes that occur.
+        mean_average_precision: mAP over the classes that occur, where a video may show several classes; top-1 is
+            then the share of videos whose best guess is one of theirs, and mean class accuracy the share of each
+            class's videos in which it has more than half the probability. None where a video shows one class.
         gflops: billions of multiply-adds for one clip (one view), as papers count them.
         clips_per_second: clips through the network, decoding not counted.
     """
@@ -42,6 +50,7 @@ class CountResult:
     mean_class_accuracy: float
     gflops: float
     clips_per_second: float
+    mean_average_precision: float | None = None
 
 
 @dataclass
@@ -123,6 +132,7 @@ def evaluate(
     num_workers: int = 0,
     on_error: Literal["error", "skip"] = "error",
     accelerator: Accelerator | None = None,
+    label_sets: LabelSets | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Measure a model on labelled videos at several frame counts; each video is decoded once for all of them.
@@ -140,6 +150,7 @@ def evaluate(
         num_workers: processes that decode.
         on_error: "error" refuses to report numbers over a smaller set; "skip" counts and lists bad files.
         accelerator: of a run in several processes; each video is measured by one of them.
+        label_sets: where labels stand for sets of classes.
         on_progress: called with (videos done, videos in all) of this process.
 
     Returns:
@@ -230,14 +241,18 @@ def evaluate(
         results=[
             CountResult(
                 count,
-                **_accuracies(by_count[count], labels),
+                **(
+                    _accuracies(by_count[count], labels)
+                    if label_sets is None
+                    else _set_accuracies(by_count[count], label_sets.targets(labels))
+                ),
                 gflops=gflops[count],
                 clips_per_second=num_clips / seconds[count] if seconds[count] else float("nan"),
             )
             for count in counts
         ],
         trained_counts=tuple(sorted(trained_counts)),
-        class_names=list(videos.classes),
+        class_names=list(videos.classes if label_sets is None else label_sets.classes),
         names=[videos[index].name for index, _, _ in kept],
         labels=labels,
         logits=by_count,
@@ -306,6 +321,24 @@ def _accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "top1": float((logits.argmax(1) == labels).double().mean()),
         "top5": float(hit5),
         "mean_class_accuracy": float(each[occurs].double().mean()),
+    }
+
+
+def _set_accuracies(logits: Tensor, targets: Tensor) -> dict[str, float]:
+    """The same for targets ``(N, K)`` of several classes; videos of none don't count for top-1 and top-5."""
+    shown = targets.any(1)
+    top5 = min(5, logits.shape[1])
+    hits = targets.gather(1, logits.topk(top5, dim=1).indices)[shown].double()  # (N, 5)
+    occurs = targets.any(0)
+    recall = ((logits > 0) & targets).sum(0) / targets.sum(0).clamp(min=1)
+    each = multilabel_average_precision(
+        logits.sigmoid(), targets.long(), num_labels=logits.shape[1], average="none"
+    )
+    return {
+        "top1": float(hits[:, 0].mean()) if len(hits) else 0.0,
+        "top5": float(hits.amax(1).mean()) if len(hits) else 0.0,
+        "mean_class_accuracy": float(recall[occurs].double().mean()),
+        "mean_average_precision": float(each.reshape(-1)[occurs].double().mean()),
     }
 
 

@@ -26,6 +26,9 @@ class FrameFlexibleObjective(nn.Module):
         temperature: both sides of the KL term are softened by it; the term is multiplied by its square, so that
             its gradients keep their size.
         student_cross_entropy: cross-entropy at the smaller counts too (what we ablate).
+        class_weights: of the cross-entropy, ``(K,)``; with ``label_sets`` of positives.
+        label_sets: bool ``(S, K)``, the classes that label s stands for: each class is then a yes or no of its own,
+            with binary cross-entropy, and the KL term is that of K coins.
     """
 
     def __init__(
@@ -36,6 +39,8 @@ class FrameFlexibleObjective(nn.Module):
         kl_weight: float = 1.0,
         temperature: float = 1.0,
         student_cross_entropy: bool = False,
+        class_weights: Tensor | None = None,
+        label_sets: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -43,6 +48,10 @@ class FrameFlexibleObjective(nn.Module):
         self.kl_weight = kl_weight
         self.temperature = temperature
         self.student_cross_entropy = student_cross_entropy
+        self.class_weights: Tensor | None
+        self.label_sets: Tensor | None
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.register_buffer("label_sets", label_sets, persistent=False)
 
     def forward(self, clips: Mapping[int, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
         """Args: clips ``{T: (B, 3, T, H, W)}`` of the same B videos, labels ``(B,)``.
@@ -51,16 +60,33 @@ class FrameFlexibleObjective(nn.Module):
         """
         largest, *smaller = sorted(clips, reverse=True)
         teacher = self.model(clips[largest])  # (B, K)
-        loss = functional.cross_entropy(teacher, labels, label_smoothing=self.label_smoothing)
+        loss = self._cross_entropy(teacher, labels)
         for num_frames in smaller:
             student = self.model(clips[num_frames])  # (B, K)
             loss = loss + self.kl_weight * self._divergence(student, teacher.detach())
             if self.student_cross_entropy:
-                loss = loss + functional.cross_entropy(student, labels, label_smoothing=self.label_smoothing)
+                loss = loss + self._cross_entropy(student, labels)
         return loss, teacher.detach()
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.label_sets is None:
+            return functional.cross_entropy(
+                logits, labels, weight=self.class_weights, label_smoothing=self.label_smoothing
+            )
+        targets = self.label_sets[labels].to(logits)  # (B, K)
+        targets = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
+        return functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.class_weights)
 
     def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         """KL(student ‖ teacher), in the direction of FFN's equation 2, averaged over the batch."""
+        if self.label_sets is not None:
+            yes, no = (sign * student / self.temperature for sign in (1, -1))
+            divergence = torch.sigmoid(yes) * (
+                functional.logsigmoid(yes) - functional.logsigmoid(teacher / self.temperature)
+            ) + torch.sigmoid(no) * (
+                functional.logsigmoid(no) - functional.logsigmoid(-teacher / self.temperature)
+            )
+            return divergence.mean() * self.temperature**2
         log_student = torch.log_softmax(student / self.temperature, dim=1)
         log_teacher = torch.log_softmax(teacher / self.temperature, dim=1)
         divergence = (log_student.exp() * (log_student - log_teacher)).sum(1).mean()

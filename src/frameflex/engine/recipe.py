@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import yaml
 
+DEFAULT_BACKBONE = "resnet50"
+
 
 class RecipeError(ValueError):
     """A recipe that can't be run; the message names the key."""
@@ -28,6 +30,10 @@ class Data:
         num_workers: processes that decode, for each training process.
         on_bad_video: what training does with a file that can't be decoded: "skip" counts and lists it and
             stops the run when more than 1 % is bad, "error" stops at the first. Validation always stops.
+        multi_label: a video may show several classes, or none: its label is names with `|` between them. Each class
+            gets a probability of its own; accuracy is measured as mAP.
+        nothing: videos in which none of the classes happens, a folder or file: examples for a class "nothing" of
+            their own, or with `multi_label` of no class at all.
     """
 
     train: str
@@ -36,6 +42,8 @@ class Data:
     validation_fraction: float = 0.2
     num_workers: int = 2
     on_bad_video: Literal["skip", "error"] = "skip"
+    multi_label: bool = False
+    nothing: str | None = None
 
 
 @dataclass
@@ -76,9 +84,11 @@ class Model:
     """The network.
 
     Attributes:
-        backbone: architecture of timm.
+        backbone: architecture of timm; null for that of `init`, or resnet50 where there is none.
         pretrained: ImageNet weights: true to download them, or a file.
-        init: a checkpoint of frameflex to start from; rows of the classifier are kept where class names agree.
+        init: a checkpoint of frameflex to start from. Its network is used as it is (dropout is the recipe's; a
+            `shift` other than its own is added or taken away), and what it expects of its pixels; rows of the
+            classifier are kept where class names agree, and new where they don't.
         dropout: before the classifier.
         shift: "bidirectional", or "none" for a baseline that can't see order.
         shift_div: one channel in so many moves in each direction.
@@ -87,7 +97,7 @@ class Model:
         frame_scales: method ffn: scales of its own for each frame count.
     """
 
-    backbone: str = "resnet50"
+    backbone: str | None = DEFAULT_BACKBONE
     pretrained: bool | str = True
     init: str | None = None
     dropout: float = 0.5
@@ -109,6 +119,8 @@ class Objective:
         student_cross_entropy: method ffn: cross-entropy at the smaller counts too.
         random_counts: method ffn: each step draws the smaller counts from the whole range between the smallest
             and the largest instead of the fixed list; parts of the nearest count serve them.
+        class_balance: against rare classes: "sampling" draws videos so that each class is seen as often as any
+            other, "loss" weighs each class by how rare it is.
     """
 
     label_smoothing: float = 0.0
@@ -116,6 +128,7 @@ class Objective:
     temperature: float = 1.0
     student_cross_entropy: bool = False
     random_counts: bool = False
+    class_balance: Literal["none", "sampling", "loss"] = "none"
 
 
 @dataclass
@@ -141,6 +154,9 @@ class Training:
         precision: "no" (float32), "bf16" or "fp16".
         validate_every: epochs from one validation to the next; the last epoch is always validated.
         tensorboard: also write TensorBoard's log (needs frameflex[tracking]).
+        frozen_stages: stages that are not trained, from the input: 1 is the stem, 2 also the first stage, and so on.
+        layer_decay: the learning rate of each block is this times that of the next one; 1 for one rate.
+        norms: "tuned", "frozen", or "first": all frozen but the first (partial batch norm of TSN and TSM).
     """
 
     epochs: int = 50
@@ -160,6 +176,9 @@ class Training:
     precision: Literal["no", "bf16", "fp16"] = "no"
     validate_every: int = 1
     tensorboard: bool = False
+    frozen_stages: int = 0
+    layer_decay: float = 1.0
+    norms: Literal["tuned", "frozen", "first"] = "tuned"
 
 
 @dataclass
@@ -200,6 +219,7 @@ class Recipe:
             ("training.validate_every", self.training.validate_every, 1),
             ("data.num_workers", self.data.num_workers, 0),
             ("clip.window", self.clip.window, 1),
+            ("training.frozen_stages", self.training.frozen_stages, 0),
         ):
             if value < low:
                 raise RecipeError(f"{name} is {value}; expected at least {low}")
@@ -209,6 +229,10 @@ class Recipe:
             )
         if not self.training.learning_rate > 0:
             raise RecipeError(f"training.learning_rate is {self.training.learning_rate}; expected above 0")
+        if not 0 < self.training.layer_decay <= 1:
+            raise RecipeError(
+                f"training.layer_decay is {self.training.layer_decay}; expected above 0 and at most 1"
+            )
         if self.objective.temperature <= 0 or self.objective.kl_weight < 0:
             raise RecipeError("objective.temperature must be above 0 and objective.kl_weight at least 0")
 

@@ -15,6 +15,7 @@ import math
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,13 +28,30 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from frameflex.checkpoint import Checkpoint, TrainingState, load_checkpoint, save_checkpoint
-from frameflex.data.datasets import ClipDataset, VideoList, collate, ignore_interrupts, load_split
+from frameflex.data.datasets import (
+    ClipDataset,
+    VideoList,
+    VideoRecord,
+    collate,
+    find_video_files,
+    ignore_interrupts,
+    load_split,
+)
+from frameflex.data.label_sets import split_label_sets, with_nothing
 from frameflex.data.transforms import Preprocessing, TrainTransform, describe_directions, exchange_directions
 from frameflex.data.video import VideoError
 from frameflex.engine.evaluation import Evaluation, evaluate
+from frameflex.engine.finetuning import (
+    class_targets,
+    class_weights,
+    freeze,
+    hold_still,
+    rate_factors,
+    video_weights,
+)
 from frameflex.engine.objective import FrameFlexibleObjective
-from frameflex.engine.recipe import Recipe, RecipeError
-from frameflex.models import TSM, create_model
+from frameflex.engine.recipe import DEFAULT_BACKBONE, Recipe, RecipeError
+from frameflex.models import TSM, create_model, make_frame_flexible
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +147,12 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
     AcceleratorState._reset_state()  # a former run in this process may have had another precision
     accelerator = Accelerator(mixed_precision=recipe.training.precision)
     training_videos, validation_videos = find_videos(recipe)
+    classes, label_sets = training_videos.classes, None
+    if recipe.data.multi_label:
+        (training_videos, validation_videos), label_sets = split_label_sets(
+            [training_videos, validation_videos]
+        )
+        classes = label_sets.classes
     former = _former_run(recipe, last) if resume and last.exists() else None
     if former is None and output.is_dir() and any(output.iterdir()) and not (resume and not last.exists()):
         raise RecipeError(
@@ -136,14 +160,20 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
             "Continue that run with --resume, or choose another --output"
         )
     torch.manual_seed(recipe.seed)
-    model = former.model if former else build_model(recipe, training_videos.classes)
+    model = former.model if former else build_model(recipe, classes)
     preprocessing = former.preprocessing if former else _preprocessing(recipe, model)
+    freeze(model, frozen_stages=recipe.training.frozen_stages, norms=recipe.training.norms)
+    targets = class_targets(training_videos.labels, len(classes), label_sets.table if label_sets else None)
     objective = FrameFlexibleObjective(
         model,
         label_smoothing=recipe.objective.label_smoothing,
         kl_weight=recipe.objective.kl_weight,
         temperature=recipe.objective.temperature,
         student_cross_entropy=recipe.objective.student_cross_entropy,
+        class_weights=class_weights(targets, multi_label=recipe.data.multi_label)
+        if recipe.objective.class_balance == "loss"
+        else None,
+        label_sets=label_sets.table if label_sets else None,
     )
     batches = EpochBatches(
         len(training_videos),
@@ -151,6 +181,7 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
         seed=recipe.seed,
         frame_counts=recipe.trained_counts,
         random_counts=recipe.objective.random_counts,
+        weights=video_weights(targets) if recipe.objective.class_balance == "sampling" else None,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
@@ -196,13 +227,14 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
     def checkpoint(metrics: dict[str, Any], training: TrainingState | None = None) -> Checkpoint:
         return Checkpoint(
             model=model,
-            class_names=list(training_videos.classes),
+            class_names=list(classes),
             preprocessing=preprocessing,
             frame_counts=recipe.trained_counts,
             sampling={"sampling": recipe.clip.sampling, "window": recipe.clip.window},
             recipe=recipe.to_dict(),
             metrics=metrics,
             training=training,
+            multi_label=recipe.data.multi_label,
         )
 
     def save_last() -> None:
@@ -240,11 +272,15 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
                     batch_size=recipe.training.batch_size,
                     num_workers=recipe.data.num_workers,
                     accelerator=accelerator,
+                    label_sets=label_sets,
                     on_progress=while_validating,
                 )
-                top1 = sum(measured.at(count).top1 for count in recipe.trained_counts) / len(
-                    recipe.trained_counts
-                )
+                results = [measured.at(count) for count in recipe.trained_counts]
+                precisions = [result.mean_average_precision for result in results]
+                top1 = sum(  # what the best checkpoint has most of: mAP where a video shows several classes
+                    result.top1 if precision is None else precision
+                    for result, precision in zip(results, precisions, strict=True)
+                ) / len(results)
                 state["metrics"] = {"validation": {"epoch": epoch + 1, **measured.to_dict()}}
                 improved = top1 > state["best_top1"]
                 if improved:
@@ -281,21 +317,40 @@ def find_videos(recipe: Recipe) -> tuple[VideoList, VideoList]:
             data.train,
             100 * data.validation_fraction,
         )
-        return hold_out(training, data.validation_fraction)
-    validation = load_split(source, "validation", classes=training.classes, video_dir=data.video_dir)
-    return training, validation
+        training, validation = hold_out(training, data.validation_fraction, by_class=not data.multi_label)
+        return _with_nothing(training, validation, recipe)
+    # Sets of several classes may well occur in one of the two only.
+    expected = None if data.multi_label else training.classes
+    validation = load_split(source, "validation", classes=expected, video_dir=data.video_dir)
+    return _with_nothing(training, validation, recipe)
 
 
-def hold_out(videos: VideoList, fraction: float) -> tuple[VideoList, VideoList]:
+def _with_nothing(training: VideoList, validation: VideoList, recipe: Recipe) -> tuple[VideoList, VideoList]:
+    """Add the videos in which none of the classes happens, held out as others are where nothing is divided."""
+    if not recipe.data.nothing:
+        return training, validation
+    files = find_video_files([recipe.data.nothing])
+    records = [VideoRecord(file, 0, str(file)) for file in files]
+    first, second = hold_out(VideoList(records, ["nothing"]), recipe.data.validation_fraction)
+    name = "" if recipe.data.multi_label else "nothing"
+    return with_nothing(training, first, name), with_nothing(validation, second, name)
+
+
+def hold_out(videos: VideoList, fraction: float, *, by_class: bool = True) -> tuple[VideoList, VideoList]:
     """Divide videos into training and validation, the same share of each class, at least one of each on both sides.
 
     Which ones are held out depends on their names alone, so that it is the same in every run.
+
+    Args:
+        videos: to divide.
+        fraction: of those held out, above 0 and below 1.
+        by_class: False takes the share of all videos together.
     """
-    by_class: dict[int, list[int]] = {}
+    groups: dict[int, list[int]] = {}
     for index, label in enumerate(videos.labels):
-        by_class.setdefault(label, []).append(index)
+        groups.setdefault(label if by_class else 0, []).append(index)
     held_out: set[int] = set()
-    for label, members in by_class.items():
+    for label, members in groups.items():
         if len(members) < 2:
             raise RecipeError(
                 f"class {videos.classes[label]!r} has {len(members)} video; expected at least 2, one to train on and "
@@ -311,23 +366,30 @@ def hold_out(videos: VideoList, fraction: float) -> tuple[VideoList, VideoList]:
 
 
 def build_model(recipe: Recipe, classes: Sequence[str]) -> TSM:
-    """The network of a recipe, its weights loaded or drawn from torch's global generator."""
+    """The network of a recipe, its weights loaded or drawn from torch's global generator.
+
+    Args:
+        recipe: of the run.
+        classes: a logit for each.
+
+    Raises:
+        RecipeError: if the recipe's network is not that of ``model.init``.
+    """
     options = recipe.model
-    model = create_model(
-        options.backbone,
+    if options.init:
+        return _start_from(load_checkpoint(options.init), recipe, classes)
+    return create_model(
+        options.backbone or DEFAULT_BACKBONE,
         num_classes=len(classes),
         dropout=options.dropout,
         shift=options.shift,
         shift_div=options.shift_div,
         backbone_options=options.backbone_options,
-        pretrained=False if options.init else options.pretrained,
+        pretrained=options.pretrained,
         frame_counts=recipe.trained_counts if recipe.method == "ffn" else (),
         frame_norms=options.frame_norms,
         frame_scales=options.frame_scales,
     )
-    if options.init:
-        _start_from(model, load_checkpoint(options.init), classes)
-    return model
 
 
 def build_optimizer(recipe: Recipe, model: TSM, num_processes: int = 1) -> torch.optim.Optimizer:
@@ -336,7 +398,8 @@ def build_optimizer(recipe: Recipe, model: TSM, num_processes: int = 1) -> torch
     rate = training.learning_rate
     if training.reference_batch_size:
         rate *= training.batch_size * training.accumulate * num_processes / training.reference_batch_size
-    groups = parameter_groups(model, published=training.parameter_groups == "published")
+    published = training.parameter_groups == "published"
+    groups = parameter_groups(model, published=published, layer_decay=training.layer_decay)
     for group in groups:
         group["lr"] = group["base_lr"] = rate * group.pop("rate")
         group["weight_decay"] = training.weight_decay * group.pop("decay")
@@ -345,22 +408,22 @@ def build_optimizer(recipe: Recipe, model: TSM, num_processes: int = 1) -> torch
     return torch.optim.SGD(groups, momentum=training.momentum, nesterov=training.nesterov)
 
 
-def parameter_groups(model: TSM, *, published: bool) -> list[dict[str, Any]]:
+def parameter_groups(model: TSM, *, published: bool, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Parameters by how fast they learn and decay, relative to the recipe (TSM's and TSN's published policies).
 
     Published: weights 1 × with decay; biases of convolutions 2 × without; norms 1 × without; the classifier's
     weight 5 × with decay and its bias 10 × without. Plain: 1 ×, decay on matrices and filters only. Scales of
-    a frame-flexible network count as norms.
+    a frame-flexible network count as norms. With ``layer_decay`` below 1 each of these is divided by depth.
     """
-    groups: dict[str, dict[str, Any]] = {
+    kinds: dict[str, dict[str, Any]] = {
         "weights": {"rate": 1, "decay": 1},
         "biases": {"rate": 2 if published else 1, "decay": 0},
         "norms and scales": {"rate": 1, "decay": 0},
         "classifier weight": {"rate": 5 if published else 1, "decay": 1},
         "classifier bias": {"rate": 10 if published else 1, "decay": 0},
     }
-    for group in groups.values():
-        group["params"] = []
+    factors = rate_factors(model, layer_decay) if layer_decay != 1 else {}
+    groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -372,8 +435,14 @@ def parameter_groups(model: TSM, *, published: bool) -> list[dict[str, Any]]:
             kind = "biases"
         else:
             kind = "norms and scales"
-        groups[kind]["params"].append(parameter)
-    return [{"name": name, **group} for name, group in groups.items() if group["params"]]
+        factor = factors.get(name, 1.0)
+        label = kind if factor == 1 else f"{kind} x {factor:.3g}"
+        start = {"name": label, **kinds[kind], "rate": kinds[kind]["rate"] * factor, "params": []}
+        groups.setdefault(label, start)["params"].append(parameter)
+    order = list(kinds)
+    return sorted(
+        groups.values(), key=lambda group: (order.index(group["name"].split(" x ")[0]), -group["rate"])
+    )
 
 
 def learning_rate_factor(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
@@ -388,6 +457,9 @@ def learning_rate_factor(recipe: Recipe, step: int, steps_per_epoch: int) -> flo
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
+_NEVER = 1_000_003  # epochs
+
+
 class EpochBatches:
     """Batches of ``(video, epoch, frame counts)``, in an order that is a pure function of seed and epoch.
 
@@ -400,6 +472,8 @@ class EpochBatches:
         seed: of the run.
         frame_counts: the T's of every clip.
         random_counts: each batch draws the counts below the largest from the range that they span.
+        weights: ``(num_videos,)``; an epoch draws as many videos as there are, each as often as its weight says.
+            One that is drawn again in an epoch gets other frames and another augmentation.
         rank: this process.
         world: number of processes.
     """
@@ -412,6 +486,7 @@ class EpochBatches:
         seed: int,
         frame_counts: Sequence[int],
         random_counts: bool = False,
+        weights: Tensor | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -419,6 +494,7 @@ class EpochBatches:
             raise RecipeError(f"{num_videos} training videos are too few for {world} processes")
         self.num_videos, self.batch_size, self.seed = num_videos, batch_size, seed
         self.frame_counts, self.random_counts = tuple(sorted(frame_counts)), random_counts
+        self.weights = weights
         self.rank, self.world = rank, world
         self.epoch, self.first_batch = 0, 0
 
@@ -431,13 +507,22 @@ class EpochBatches:
 
     def __iter__(self) -> Iterator[list[tuple[int, int, tuple[int, ...]]]]:
         generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
-        order = torch.randperm(self.num_videos, generator=generator).tolist()
+        if self.weights is None:
+            order = torch.randperm(self.num_videos, generator=generator).tolist()
+        else:
+            order = torch.multinomial(self.weights, self.num_videos, True, generator=generator).tolist()
         total = self.num_batches()
+        times: Counter[int] = Counter()
+        # Augmentation is drawn for (video, epoch): a repeated video asks for that of an epoch that never comes.
+        draws = []
+        for video in order:
+            draws.append((video, self.epoch + times[video] * _NEVER))
+            times[video] += 1
         for batch in range(self.first_batch, total):
             # The videos of a step, as equal as they can be dealt to its batches over all processes.
             start, end = (self.num_videos * i // total for i in (batch, batch + 1))
             counts = self._counts(batch)
-            yield [(video, self.epoch, counts) for video in order[start:end][self.rank :: self.world]]
+            yield [(video, epoch, counts) for video, epoch in draws[start:end][self.rank :: self.world]]
 
     def _counts(self, batch: int) -> tuple[int, ...]:
         if not self.random_counts or len(self.frame_counts) == 1:
@@ -476,6 +561,8 @@ class _Run:
         self.batches.epoch = epoch
         self.batches.first_batch = (step - epoch * self.steps_per_epoch) * accumulate
         self.objective.train()
+        training = self.recipe.training
+        hold_still(self.model, frozen_stages=training.frozen_stages, norms=training.norms)
         started, seen, right = time.perf_counter(), 0, 0.0
         first_step = step
         if step == (epoch + 1) * self.steps_per_epoch:
@@ -533,7 +620,12 @@ class _Run:
         with self.accelerator.autocast():
             loss, logits = self.objective(clips, batch.labels)
         self.accelerator.backward(loss / num_batches)
-        right = (logits.argmax(1) == batch.labels).sum()
+        guesses = logits.argmax(1)
+        label_sets = self.accelerator.unwrap_model(self.objective).label_sets
+        if label_sets is None:
+            right = (guesses == batch.labels).sum()
+        else:
+            right = label_sets[batch.labels].gather(1, guesses[:, None]).sum()
         return torch.stack([loss.detach() * size, torch.tensor(float(size), device=loss.device), right])
 
     def _note_bad(self, bad: list[Any]) -> None:
@@ -660,44 +752,62 @@ def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _preprocessing(recipe: Recipe, model: TSM) -> Preprocessing:
-    """Sizes of the recipe; mean and std of the recipe, or else of the backbone's ImageNet weights."""
-    expected: Any = model.backbone.pretrained_cfg  # timm's
-    return Preprocessing(
+    """Sizes, mean and std of the recipe, or else what ``model.init`` or the backbone's ImageNet weights expect."""
+    if recipe.model.init:
+        known = load_checkpoint(recipe.model.init).preprocessing
+    else:
+        expected: Any = model.backbone.pretrained_cfg  # timm's
+        known = Preprocessing(mean=expected["mean"], std=expected["std"])
+    return replace(
+        known,
         short_side=recipe.clip.short_side,
         crop_size=recipe.clip.crop_size,
-        mean=recipe.clip.mean or tuple(expected["mean"]),
-        std=recipe.clip.std or tuple(expected["std"]),
+        mean=recipe.clip.mean or known.mean,
+        std=recipe.clip.std or known.std,
     )
 
 
-def _start_from(model: TSM, source: Checkpoint, classes: Sequence[str]) -> None:
-    """Load another checkpoint's weights; its classifier's rows go to the classes of the same name."""
-    own, given = model.state_dict(), source.model.state_dict()
-    heads = ("head.weight", "head.bias")
-    wrong = sorted(own.keys() ^ given.keys())
-    wrong += sorted(
-        key
-        for key in own.keys() & given.keys()
-        if own[key].shape[key in heads :]
-        != given[key].shape[key in heads :]  # a classifier may have other rows
-    )
-    if wrong:
+def _start_from(source: Checkpoint, recipe: Recipe, classes: Sequence[str]) -> TSM:
+    """The network of another checkpoint with its weights; rows of its classifier go to classes of the same name."""
+    options, counts = recipe.model, recipe.trained_counts
+    config = dict(source.model.config)
+    flexible = source.model.frame_counts
+    if options.backbone not in (None, config["backbone"]):
         raise RecipeError(
-            f"model.init has {source.model.config['backbone']} with frame counts {source.model.frame_counts}; the "
-            f"recipe's network differs in {len(wrong)} tensors ({', '.join(wrong[:3])}, …). Set model.backbone, "
-            "method and clip.frame_counts as in that checkpoint"
+            f"model.init has {config['backbone']}, but model.backbone is {options.backbone}; set that to "
+            "null, or leave model.init out"
         )
+    if flexible and (recipe.method != "ffn" or flexible != counts):
+        raise RecipeError(
+            f"model.init has {config['backbone']} with parts for {', '.join(map(str, flexible))} frames; set "
+            f"method to ffn and clip.frame_counts to [{', '.join(map(str, flexible))}]"
+        )
+    if config["shift"] == "none" and options.shift != "none":
+        config["shift_div"] = options.shift_div
+    config |= {"num_classes": len(classes), "dropout": options.dropout, "shift": options.shift}
+    model = create_model(**config)
+    given = source.model.state_dict()
+    if options.shift != source.model.config["shift"]:  # the shift has no weights, but a name
+        places = {name.replace(".net.", "."): name for name in model.state_dict()}
+        given = {places.get(name.replace(".net.", "."), name): tensor for name, tensor in given.items()}
     rows = {name: row for row, name in enumerate(source.class_names)}
     kept = [(row, rows[name]) for row, name in enumerate(classes) if name in rows]
-    for key in heads:
-        head = own[key].clone()
+    for key in ("head.weight", "head.bias"):
+        head = model.state_dict()[key].clone()
         for row, origin in kept:
             head[row] = given[key][origin]
         given[key] = head
     model.load_state_dict(given)
+    if recipe.method == "ffn" and not flexible:
+        make_frame_flexible(model, counts, norms=options.frame_norms, scales=options.frame_scales)
+    new = sorted(set(classes) - rows.keys())
     logger.info(
-        "started from a checkpoint: %d of %d classes keep their classifier row", len(kept), len(classes)
+        "started from a checkpoint: %d of %d classes keep their classifier row%s",
+        len(kept),
+        len(classes),
+        f"; new: {', '.join(new[:10])}{', …' if new[10:] else ''}" if new else "",
     )
+    return model
 
 
 def _log_start(recipe: Recipe, model: TSM, training: VideoList, validation: VideoList) -> None:
@@ -706,7 +816,7 @@ def _log_start(recipe: Recipe, model: TSM, training: VideoList, validation: Vide
         len(training),
         len(validation),
         len(training.classes),
-        recipe.model.backbone,
+        model.config["backbone"],
         sum(parameter.numel() for parameter in model.parameters()) / 1e6,
         ", ".join(map(str, recipe.trained_counts)),
     )
