@@ -1,6 +1,7 @@
 """Starting from a checkpoint, freezing, rates by depth, rare classes, several labels, and nothing at all."""
 
 import csv
+import json
 import math
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from helpers import bar_folder, moving_bar, tiny_recipe, write_video
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from frameflex.cli import parse_recipe
+from frameflex.cli import main, parse_recipe
 from frameflex.data.datasets import VideoList, VideoRecord
 from frameflex.data.label_sets import split_label_sets, with_nothing
 from frameflex.data.transforms import Preprocessing
@@ -305,7 +306,7 @@ def test_videos_of_nothing_become_a_class_of_their_own_on_both_sides(bars, tmp_p
 
 @pytest.mark.parametrize(("method", "class_balance"), [("tsm", "sampling"), ("ffn", "loss")])
 def test_a_multi_label_run_ends_in_a_checkpoint_with_a_probability_for_each_class(
-    tmp_path, method, class_balance
+    tmp_path, method, class_balance, capsys
 ):
     rows = []
     for i in range(12):
@@ -332,3 +333,20 @@ def test_a_multi_label_run_ends_in_a_checkpoint_with_a_probability_for_each_clas
     answers = {answer.label: answer.probability for answer in recognizer(idle[0])}
     for name, logit in zip(checkpoint.class_names, logits.tolist(), strict=True):
         assert answers[name] == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-5)
+    capsys.readouterr()
+    arguments = [
+        "evaluate",
+        str(best),
+        str(tmp_path / "list.csv"),
+        "--workers",
+        "0",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert main(arguments) == 0
+    assert "mAP %" in capsys.readouterr().out
+    assert (tmp_path / "out" / "results.json").exists()
+    assert not (tmp_path / "out" / "confusion.png").exists()
+    folder = checkpoint.save_pretrained(tmp_path / "folder")
+    assert main(["evaluate", str(folder), str(tmp_path / "list.csv"), "--workers", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"][0]["mean_average_precision"] > 0

@@ -274,6 +274,7 @@ def _evaluate(argv: list[str], console: Any) -> int:
     from frameflex import report
     from frameflex.console import progress
     from frameflex.data.datasets import load_split
+    from frameflex.data.label_sets import split_label_sets
     from frameflex.deploy.recognizer import best_device
     from frameflex.engine.adaptive import adaptive_report
     from frameflex.engine.evaluation import evaluate, load_networks
@@ -284,7 +285,11 @@ def _evaluate(argv: list[str], console: Any) -> int:
     for name, checkpoint in networks.items():
         if args.untrained and checkpoint.model.frame_counts:
             serve_untrained(checkpoint.model, args.untrained)
-        videos = load_split(args.data, args.split, classes=checkpoint.class_names, video_dir=args.video_dir)
+        expected = None if checkpoint.multi_label else checkpoint.class_names
+        videos = load_split(args.data, args.split, classes=expected, video_dir=args.video_dir)
+        label_sets = None
+        if checkpoint.multi_label:
+            (videos,), label_sets = split_label_sets([videos], classes=checkpoint.class_names)
         with progress(console, f"evaluating {name}" if len(networks) > 1 else "evaluating") as on_progress:
             measured[name] = evaluate(
                 checkpoint.model.to(args.device or best_device()),
@@ -297,10 +302,14 @@ def _evaluate(argv: list[str], console: Any) -> int:
                 batch_size=args.batch_size,
                 num_workers=args.workers,
                 on_error=args.on_bad_video,
+                label_sets=label_sets,
                 on_progress=on_progress,
             )
+    one_label = {name: one for name, one in measured.items() if not networks[name].multi_label}
     adaptive = {}
     if args.adaptive:
+        if len(one_label) < len(measured):
+            raise ValueError("--adaptive is for checkpoints with one label a video; leave it out")
         for name, one in measured.items():
             adaptive[name] = adaptive_report(one, list(one.logits), max_drop=args.max_drop / 100)
     results = [
@@ -329,7 +338,7 @@ def _evaluate(argv: list[str], console: Any) -> int:
         report.write_json(args.output / "results.json", results if args.compare else results[0])
         report.plot_accuracy(measured, args.output / "accuracy.png")
         written = ["results.json", "accuracy.png"]
-        for name, one in measured.items():
+        for name, one in one_label.items():  # a video of several classes has no place in a confusion matrix
             suffix = f"-{name.replace('/', '-')}" if args.compare else ""
             report.write_predictions(one, args.output / f"predictions{suffix}.csv")
             report.plot_confusion(one, max(one.logits), args.output / f"confusion{suffix}.png")

@@ -37,7 +37,11 @@ def accuracy_table(evaluations: Mapping[str, Evaluation]) -> Table:
     table = Table(title=title, title_justify="left")
     if several:
         table.add_column("model")
-    for heading in ("frames", "top-1 %", "top-5 %", "class %", "drop", "GFLOPs", "clips/s"):
+    several_labels = any(
+        r.mean_average_precision is not None for e in evaluations.values() for r in e.results
+    )
+    headings = ("frames", "top-1 %", "top-5 %", "class %", "drop", "GFLOPs", "clips/s")
+    for heading in (*headings, *(["mAP %"] if several_labels else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, evaluation in evaluations.items():
         for result in evaluation.results:
@@ -52,6 +56,8 @@ def accuracy_table(evaluations: Mapping[str, Evaluation]) -> Table:
                 f"{result.gflops:.3g}",
                 f"{result.clips_per_second:.1f}",
             ]
+            if result.mean_average_precision is not None:
+                cells.append(f"{100 * result.mean_average_precision:.1f}")
             table.add_row(*([name] if several else []), *cells)
         table.add_section()
     return table

@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import (
     multilabel_average_precision,
 )
 
-from frameflex.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from frameflex.checkpoint import WEIGHTS_NAME, Checkpoint, CheckpointError, load_checkpoint
 from frameflex.data.datasets import BadVideo, ClipDataset, VideoList, collate, ignore_interrupts
 from frameflex.data.label_sets import LabelSets
 from frameflex.data.transforms import VIEWS, EvalTransform, Preprocessing
@@ -286,7 +286,7 @@ def load_networks(path: Path) -> Checkpoint:
         FileNotFoundError: if there is neither.
         CheckpointError: as `load_checkpoint`; also if the folder's networks differ in classes or preprocessing.
     """
-    if not path.is_dir():
+    if not path.is_dir() or (path / WEIGHTS_NAME).is_file():
         return load_checkpoint(path)
     members = [load_checkpoint(file) for file in sorted(path.glob("*f/best.safetensors"))]
     if not members:
