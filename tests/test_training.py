@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -47,8 +50,16 @@ def weights(path):
 
 
 @pytest.mark.parametrize(("method", "optimizer"), [("tsm", "sgd"), ("ffn", "adamw")])
-def test_a_run_stopped_at_any_step_and_resumed_equals_the_run_never_stopped(bars, tmp_path, method, optimizer):
-    options = {"method": method, "optimizer": optimizer, "accumulate": 2, "batch_size": 2, "warmup_epochs": 0.5}
+def test_a_run_stopped_at_any_step_and_resumed_equals_the_run_never_stopped(
+    bars, tmp_path, method, optimizer
+):
+    options = {
+        "method": method,
+        "optimizer": optimizer,
+        "accumulate": 2,
+        "batch_size": 2,
+        "warmup_epochs": 0.5,
+    }
     whole = tiny_recipe(bars, tmp_path / "whole", **options)
     train(whole)
     expected, expected_values = weights(tmp_path / "whole" / "last.safetensors")
@@ -104,7 +115,9 @@ def test_a_run_leaves_recipe_log_and_two_checkpoints(bars, tmp_path):
     }  # fmt: skip
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text()) == recipe.to_dict()
     events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events] == ["step"] * 3 + ["validation"] + ["step"] * 3 + ["validation"]
+    assert [event["event"] for event in events] == ["step"] * 3 + ["validation"] + ["step"] * 3 + [
+        "validation"
+    ]
     best = load_checkpoint(tmp_path / "run" / "best.safetensors")
     assert best.recipe == recipe.to_dict()
     assert best.class_names == ["going left", "going right"]
@@ -142,7 +155,8 @@ def test_random_counts_are_drawn_below_the_largest_and_alike_in_every_process():
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_every_video_is_dealt_once_an_epoch_and_processes_make_as_many_batches(world):
     ranks = [
-        EpochBatches(23, batch_size=3, seed=1, frame_counts=(4,), rank=rank, world=world) for rank in range(world)
+        EpochBatches(23, batch_size=3, seed=1, frame_counts=(4,), rank=rank, world=world)
+        for rank in range(world)
     ]
     for epoch in (0, 1):
         for rank in ranks:
@@ -196,12 +210,15 @@ def test_gradients_are_clipped_with_mixed_precision_too(bars, tmp_path):
         torch.manual_seed(0)
         start = TSM("test_resnet", num_classes=2)
         moved = max(
-            float((a - b).detach().abs().max()) for a, b in zip(trained.parameters(), start.parameters(), strict=True)
+            float((a - b).detach().abs().max())
+            for a, b in zip(trained.parameters(), start.parameters(), strict=True)
         )
         assert 0 < moved < 1e-4
 
 
-def test_accumulating_gradients_equals_a_larger_batch_where_no_norm_looks_at_the_batch(bars, tmp_path, monkeypatch):
+def test_accumulating_gradients_equals_a_larger_batch_where_no_norm_looks_at_the_batch(
+    bars, tmp_path, monkeypatch
+):
     from frameflex.engine import training
 
     def frozen(recipe, classes, build=training.build_model):
@@ -217,7 +234,9 @@ def test_accumulating_gradients_equals_a_larger_batch_where_no_norm_looks_at_the
         recipe = tiny_recipe(bars, tmp_path / name, epochs=1, batch_size=batch_size, accumulate=accumulate)
         recipe.model.dropout = 0.0
         train(recipe)
-    large, small = (load_checkpoint(tmp_path / name / "last.safetensors").model for name in ("large", "small"))
+    large, small = (
+        load_checkpoint(tmp_path / name / "last.safetensors").model for name in ("large", "small")
+    )
     for a, b in zip(large.parameters(), small.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
@@ -293,3 +312,25 @@ def test_a_checkpoint_starts_another_run_and_keeps_rows_of_classes_of_the_same_n
     recipe.model.backbone = "resnet18"
     with pytest.raises(RecipeError, match="model.init has test_resnet"):
         build_model(recipe, ["going right", "swerving"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_leaves_a_checkpoint_and_a_clean_message(bars, tmp_path, number):
+    recipe = tiny_recipe(bars, tmp_path / "run", epochs=200)
+    recipe.data.num_workers = 2
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    command = [sys.executable, "-m", "frameflex", "train", str(tmp_path / "recipe.yaml")]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    log = tmp_path / "run" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > 3):
+        assert run.poll() is None, run.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(run.pid, number)
+    _, messages = run.communicate(timeout=60)
+    assert run.returncode == 130, messages
+    assert "continue it with --resume" in messages
+    assert "Traceback" not in messages
+    values = weights(tmp_path / "run" / "last.safetensors")[1]
+    assert values["step"] >= 3

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch.utils.data import DataLoader, Dataset
 
-from .datasets import BadVideo, VideoList, ignore_interrupts
+from .datasets import BadVideo, VideoList, shielded
 from .video import VideoError, open_video
 
 __all__ = ["check_videos"]
@@ -42,10 +42,10 @@ def check_videos(
         the bad ones, in the order of the list, each with the reason.
     """
     loader: DataLoader[BadVideo | None] = DataLoader(
-        _Decoded(videos), batch_size=None, num_workers=num_workers, worker_init_fn=ignore_interrupts
+        _Decoded(videos), batch_size=None, num_workers=num_workers
     )
     bad = []
-    for done, found in enumerate(loader, start=1):
+    for done, found in enumerate(shielded(loader), start=1):
         if found is not None:
             bad.append(found)
         if on_progress is not None:

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from .sampling import dense_indices, eval_indices, train_indices
 from .video import Decoder, VideoError, VideoReader, open_video
@@ -38,9 +38,9 @@ __all__ = [
     "all_videos",
     "collate",
     "find_video_files",
-    "ignore_interrupts",
     "load_split",
     "load_videos",
+    "shielded",
 ]
 
 logger = logging.getLogger(__name__)
@@ -357,9 +357,20 @@ def find_video_files(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
     return list(files)
 
 
-def ignore_interrupts(worker: int) -> None:
-    """Leave Ctrl-C to the main process, which ends its loader workers (a DataLoader's `worker_init_fn`)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def shielded(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Iterate over a loader whose workers leave Ctrl-C and SIGTERM to the main process.
+
+    Both often go to the whole group of processes. A worker that died of them would take the main process along
+    before that has saved its state; so it is the main process that ends its workers. The signals are blocked while
+    the workers start, who inherit that, and not later: a worker that has just started is safe, too.
+    """
+    if loader.num_workers == 0 or not hasattr(signal, "pthread_sigmask"):  # Windows has none
+        return iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _canonical_split(split: str | None) -> str | None:

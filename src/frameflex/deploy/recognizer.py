@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint
-from frameflex.data.datasets import ClipDataset, VideoList, VideoRecord, collate, ignore_interrupts
+from frameflex.data.datasets import ClipDataset, VideoList, VideoRecord, collate, shielded
 from frameflex.data.transforms import VIEWS, EvalTransform
 from frameflex.data.video import Source, VideoError, open_video
 from frameflex.models.tsm import classify_views
@@ -127,9 +127,8 @@ class Recognizer:
             batch_size=batch_size,
             num_workers=num_workers,
             collate_fn=collate,
-            worker_init_fn=ignore_interrupts,
         )
-        for batch in loader:
+        for batch in shielded(loader):
             answers: dict[int, list[Prediction] | VideoError] = {
                 bad.index: VideoError(bad.reason) for bad in batch.bad
             }

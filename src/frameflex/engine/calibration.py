@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from frameflex.checkpoint import Checkpoint
-from frameflex.data.datasets import ClipDataset, VideoList, collate, ignore_interrupts
+from frameflex.data.datasets import ClipDataset, VideoList, collate, shielded
 from frameflex.data.transforms import EvalTransform
 from frameflex.models import FrameNorm, make_frame_flexible
 from frameflex.models.frame_flexible import add_norms
@@ -83,7 +83,6 @@ def calibrate(
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=collate,
-        worker_init_fn=ignore_interrupts,
     )
     device = next(model.parameters()).device
     model.eval()
@@ -94,7 +93,7 @@ def calibrate(
             nn.Module.train(module)
         done = 0
         with torch.inference_mode(False), torch.no_grad():
-            for batch in loader:
+            for batch in shielded(loader):
                 for count in counts:
                     model(batch.clips[count].flatten(0, 1).to(device))
                 done += len(batch)

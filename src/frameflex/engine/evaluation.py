@@ -21,7 +21,7 @@ from torchmetrics.functional.classification import (
 )
 
 from frameflex.checkpoint import WEIGHTS_NAME, Checkpoint, CheckpointError, load_checkpoint
-from frameflex.data.datasets import BadVideo, ClipDataset, VideoList, collate, ignore_interrupts
+from frameflex.data.datasets import BadVideo, ClipDataset, VideoList, collate, shielded
 from frameflex.data.label_sets import LabelSets
 from frameflex.data.transforms import VIEWS, EvalTransform, Preprocessing
 from frameflex.models.frame_flexible import nearest_count
@@ -187,7 +187,6 @@ def evaluate(
         sampler=mine,
         num_workers=num_workers,
         collate_fn=collate,
-        worker_init_fn=ignore_interrupts,
     )
     device = next(model.parameters()).device
     was_training = model.training
@@ -198,7 +197,7 @@ def evaluate(
     num_clips = 0
     try:
         with torch.inference_mode():
-            for batch in loader:
+            for batch in shielded(loader):
                 bad += batch.bad
                 done += len(batch.labels) + len(batch.bad)
                 if len(batch.labels):

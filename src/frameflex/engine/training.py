@@ -34,8 +34,8 @@ from frameflex.data.datasets import (
     VideoRecord,
     collate,
     find_video_files,
-    ignore_interrupts,
     load_split,
+    shielded,
 )
 from frameflex.data.label_sets import split_label_sets, with_nothing
 from frameflex.data.transforms import Preprocessing, TrainTransform, describe_directions, exchange_directions
@@ -221,7 +221,6 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
         collate_fn=collate,
         persistent_workers=recipe.data.num_workers > 0,
         pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=ignore_interrupts,
     )
 
     def checkpoint(metrics: dict[str, Any], training: TrainingState | None = None) -> Checkpoint:
@@ -567,7 +566,7 @@ class _Run:
         first_step = step
         if step == (epoch + 1) * self.steps_per_epoch:
             return  # stopped while it was validated
-        batches = iter(loader)
+        batches = shielded(loader)
         while step < (epoch + 1) * self.steps_per_epoch:
             left = self.batches.num_batches() - (step - epoch * self.steps_per_epoch) * accumulate
             # Dropout and random counts of this step, whatever ran before it in this process.
