@@ -447,7 +447,9 @@ def test_names_that_two_code_bases_share_have_to_be_told_apart(tmp_path):
     assert conversion.source == "FFN-pytorch plain TSM, resnet18"
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf"]
+)
 def test_image_weights_of_torchvision_classify_each_frame_as_torchvision_does(name, tmp_path):
     image_network = randomise(getattr(torchvision.models, name)(num_classes=11))
     torch.save(image_network.state_dict(), tmp_path / "a.pth")
@@ -456,7 +458,7 @@ def test_image_weights_of_torchvision_classify_each_frame_as_torchvision_does(na
         return torch.stack([image_network(clip[:, :, t]) for t in range(clip.shape[2])]).mean(0)
 
     conversion = same_logits(tmp_path / "a.pth", frame_by_frame, 3)
-    assert conversion.checkpoint.preprocessing.short_side == 256
+    assert conversion.checkpoint.preprocessing.mean == (0.485, 0.456, 0.406)
     assert conversion.checkpoint.frame_counts == (1,)
 
 

@@ -80,8 +80,9 @@ def convert(
 
     Known are: mit-han-lab's temporal-shift-module (ResNet, MobileNetV2, non-local blocks, temporal pooling, both
     shift places, any number of segments), mmaction2's TSM and TSN (0.x and 1.x; ResNet, MobileNetV2), FFN-pytorch's
-    2D networks (each of its counts becomes one of ours), image weights of torchvision (ResNets, MobileNetV2) and of
-    timm (every architecture with a row in the table of backbones), and frameflex's own.
+    2D networks (each of its counts becomes one of ours), image weights of torchvision (ResNets, MobileNetV2 and V3,
+    EfficientNet and its V2, RegNet, ConvNeXt) and of timm (every architecture with a row in the table of backbones),
+    and frameflex's own.
 
     Args:
         path: ``.pth``, ``.pt``, ``.tar`` or ``.safetensors``; what is inside decides, the name doesn't matter.
@@ -109,7 +110,7 @@ def convert(
     content = read_file(path, trust_pickle=trust_pickle)
     state = _state_dict(path, content)
     hints = _Hints(content, backbone=backbone, shift=shift, shift_div=shift_div, non_local=non_local)
-    for recognise in (_ffn, _mit, _mmaction2, _torchvision_mobilenet, _image_weights):
+    for recognise in (_ffn, _mit, _mmaction2, _torchvision_mobilenet, _torchvision, _image_weights):
         network = recognise(state, hints)
         if network is not None:
             break
@@ -782,6 +783,101 @@ def _mobilenet_counting(inside: Iterable[str]) -> str:
     return "torchvision" if any("." in module for module in modules) else "flat"
 
 
+# ---------------------------------------------------------------------------- torchvision's other families
+
+# torchvision's networks, as timm has them; it gives the norms of some another epsilon than timm does.
+_TORCHVISION: dict[str, tuple[tuple[str, ...], Mapping[str, float]]] = {
+    "EfficientNet": (tuple(f"efficientnet_b{i}" for i in range(5)), {}),
+    "EfficientNet, large": (tuple(f"efficientnet_b{i}" for i in (5, 6, 7)), {"bn_eps": 1e-3}),
+    "EfficientNetV2": (("efficientnetv2_s", "efficientnetv2_m", "efficientnetv2_l"), {"bn_eps": 1e-3}),
+    "MobileNetV3": (("mobilenetv3_large_100", "mobilenetv3_small_100"), {"bn_eps": 1e-3}),
+    "ConvNeXt": (("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"), {}),
+    "RegNet": (
+        (
+            *(
+                "regnety_004",
+                "regnety_008",
+                "regnety_016",
+                "regnety_032",
+                "regnety_080_tv",
+                "regnety_160",
+                "regnety_320",
+            ),
+            *(
+                "regnetx_004_tv",
+                "regnetx_008",
+                "regnetx_016",
+                "regnetx_032",
+                "regnetx_080",
+                "regnetx_160",
+                "regnetx_320",
+            ),
+        ),
+        {},
+    ),
+}
+
+
+def _torchvision(state: Mapping[str, Tensor], hints: _Hints) -> _Network | None:
+    """torchvision's other CNNs: the layers of timm's, in the same order under other names."""
+    if "features.0.0.weight" not in state and "trunk_output.block1.block1-0.f.a.0.weight" not in state:
+        return None
+    keys = sorted(state, key=_torchvision_order(list(state)))
+    for family, (architectures, options) in _TORCHVISION.items():
+        for architecture in architectures if hints.said["backbone"] is None else (hints.said["backbone"],):
+            with torch.device("meta"):
+                backbone = TSM(architecture, num_classes=1, shift="none").backbone
+            own = {f"backbone.{name}": tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
+            shapes = [*own.values(), None, None]  # and the classifier
+            if len(keys) != len(shapes):
+                continue
+            # 1 x 1 convolutions may be linear layers there, and scales may have axes of size 1.
+            if any(
+                _essential(state[key].shape) != _essential(s)
+                for key, s in zip(keys, shapes, strict=True)
+                if s
+            ):
+                continue
+            names = [*own, "head.weight", "head.bias"]
+            origins = dict(zip(names, keys, strict=True))
+            tensors = {
+                name: state[key].reshape(own.get(name, state[key].shape)) for name, key in origins.items()
+            }
+            network = _Network(
+                f"torchvision image weights, {family.split(',')[0]} ({architecture} in timm)",
+                {
+                    "backbone": architecture,
+                    "backbone_options": dict(options),
+                    "shift_div": hints.said["shift_div"] or 8,
+                },
+                tensors,
+                origins,
+                [],
+                [],
+            )
+            _as_image_network(network, hints)
+            pixels = _timm_preprocessing(architecture)
+            network.preprocessing = replace(pixels, mean=Preprocessing.mean, std=Preprocessing.std)
+            network.notes.append(
+                "torchvision keeps resizing with each set of weights; the sizes here are timm's for them"
+            )
+            return network
+    return None
+
+
+def _essential(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(side for side in shape if side != 1)
+
+
+def _torchvision_order(keys: list[str]) -> Callable[[str], tuple[int, int, int]]:
+    """torchvision's own order, but for RegNet, whose blocks have the shortcut first and in timm last."""
+    blocks: dict[str, int] = {}
+    for i, key in enumerate(keys):
+        blocks.setdefault(key.split(".f.")[0].split(".proj.")[0], i)
+    place = {key: i for i, key in enumerate(keys)}
+    return lambda key: (blocks[key.split(".f.")[0].split(".proj.")[0]], int(".proj." in key), place[key])
+
+
 # -------------------------------------------------------------------------------------------- image weights
 
 
@@ -934,9 +1030,14 @@ def _as_image_network(network: _Network, hints: _Hints) -> None:
     if "torchvision" in network.source:
         network.preprocessing = Preprocessing()
         return
-    config: Any = timm.get_pretrained_cfg(network.options["backbone"])
+    network.preprocessing = _timm_preprocessing(network.options["backbone"])
+
+
+def _timm_preprocessing(architecture: str) -> Preprocessing:
+    """What timm's first set of weights of an architecture expects."""
+    config: Any = timm.get_pretrained_cfg(architecture)
     size = config.input_size[-1]
-    network.preprocessing = Preprocessing(
+    return Preprocessing(
         short_side=max(size, math.floor(size / config.crop_pct)),
         crop_size=size,
         mean=tuple(config.mean),
