@@ -254,6 +254,54 @@ def test_resuming_with_another_recipe_is_refused(bars, tmp_path):
         train(tiny_recipe(bars, tmp_path / "run", epochs=1, learning_rate=0.5), resume=True)
 
 
+def small_data(root, *, train=("left", "right"), validation=("left", "right"), broken=()):
+    for split, names in (("train", train), ("val", validation)):
+        for seed, name in enumerate(names):
+            path = root / split / name / f"{seed}.mp4"
+            write_video(path, moving_bar(6, rightwards=name == "right", size=32, seed=seed))
+    for path in broken:
+        (root / path).write_bytes(b"not a video")
+    return root
+
+
+def test_resuming_with_other_videos_classes_or_processes_is_refused(tmp_path):
+    data = small_data(tmp_path / "data", train=("left", "right", "right"))
+    recipe = tiny_recipe(data, tmp_path / "run", epochs=1)
+    train(recipe)
+    (data / "train" / "right" / "2.mp4").unlink()
+    with pytest.raises(RecipeError, match="videos were 3 and are 2"):
+        train(recipe, resume=True)
+    (data / "train" / "right").rename(data / "train" / "rightwards")
+    (data / "val" / "right").rename(data / "val" / "rightwards")
+    with pytest.raises(RecipeError, match=r"classes were .*'right'.* and are .*'rightwards'"):
+        train(recipe, resume=True)
+
+
+def test_a_validation_video_that_cannot_be_decoded_costs_no_epoch(tmp_path):
+    data = small_data(tmp_path / "data", broken=["val/left/broken.mp4"])
+    recipe = tiny_recipe(data, tmp_path / "run", epochs=1)
+    with pytest.raises(VideoError, match="broken.mp4"):
+        train(recipe)
+    (data / "val" / "left" / "broken.mp4").unlink()
+    steps = []
+    train(recipe, resume=True, watcher=Watcher(on_step=steps.append))
+    assert steps == []  # nothing is trained again, only validated
+    assert (tmp_path / "run" / "best.safetensors").is_file()
+
+
+def test_one_class_and_unlabelled_videos_are_refused_before_anything_is_trained(tmp_path):
+    one = small_data(tmp_path / "one", train=("left", "left"), validation=("left",))
+    with pytest.raises(RecipeError, match="one class, 'left'"):
+        train(tiny_recipe(one, tmp_path / "run"))
+    two = small_data(tmp_path / "two")
+    (tmp_path / "list.csv").write_text("path,label\ntwo/val/left/0.mp4,left\ntwo/val/right/1.mp4,\n")
+    recipe = tiny_recipe(two, tmp_path / "run")
+    recipe.data.validation = str(tmp_path / "list.csv")
+    with pytest.raises(RecipeError, match="1 of 2 validation videos have no label"):
+        train(recipe)
+    assert not (tmp_path / "run").exists()
+
+
 def broken_copy(bars, root, *, per_class, broken):
     for split in ("train", "val"):
         for name in ("going left", "going right"):

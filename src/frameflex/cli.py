@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -149,6 +151,12 @@ def _train(argv: list[str], console: Any) -> int:
 
     recipe, resume = parse_recipe(argv)
     leave_cores_to_workers(recipe.data.num_workers)
+    if (
+        os.environ.get("RANK", "0") != "0"
+    ):  # one of several processes of torchrun or accelerate launch: the first one talks
+        logging.getLogger("frameflex").setLevel(logging.WARNING)
+        train(recipe, resume=resume)
+        return 0
     with training_progress(console, recipe.training.epochs) as watcher:
         paths = train(recipe, resume=resume, watcher=watcher)
     for path in paths:

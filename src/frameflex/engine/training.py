@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -145,8 +146,17 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
     output = Path(recipe.output)
     last, best = output / "last.safetensors", output / "best.safetensors"
     AcceleratorState._reset_state()  # a former run in this process may have had another precision
-    accelerator = Accelerator(mixed_precision=recipe.training.precision)
+    accelerator = Accelerator(
+        mixed_precision=recipe.training.precision,
+        # Unless told so, accelerate takes each of several processes without a GPU for a run of its own.
+        cpu=not torch.accelerator.is_available(),
+        # A step that draws its counts leaves the norms of those that it didn't draw without gradients.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=recipe.objective.random_counts)
+        ],
+    )
     training_videos, validation_videos = find_videos(recipe)
+    _check_labels(training_videos, validation_videos)
     classes, label_sets = training_videos.classes, None
     if recipe.data.multi_label:
         (training_videos, validation_videos), label_sets = split_label_sets(
@@ -159,6 +169,10 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
             f"output {output} holds files already; expected an empty or new folder. "
             "Continue that run with --resume, or choose another --output"
         )
+    # What a step is made of: a run that goes on with others would leave out videos or see some twice.
+    made_of = {"num_videos": len(training_videos), "num_processes": accelerator.num_processes}
+    if former:
+        _check_same_data(former, last, classes, made_of)
     torch.manual_seed(recipe.seed)
     model = former.model if former else build_model(recipe, classes)
     preprocessing = former.preprocessing if former else _preprocessing(recipe, model)
@@ -188,10 +202,10 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
     optimizer = build_optimizer(recipe, model, accelerator.num_processes)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     run = _Run(recipe, accelerator, model, wrapped, optimizer, batches)
-    state: dict[str, Any] = {"epoch": 0, "step": 0, "best_top1": -1.0}
+    state: dict[str, Any] = {"epoch": 0, "step": 0, "best_top1": -1.0, **made_of}
     if former:
         assert former.training is not None
-        state = dict(former.training.values)
+        state |= former.training.values
         run.restore(former.training)
     elif accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
@@ -239,12 +253,12 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
     def save_last() -> None:
         if accelerator.is_main_process:
             save_checkpoint(last, checkpoint(state.get("metrics", {}), run.state(state)))
+        accelerator.wait_for_everyone()  # none goes on, or resumes, before the file is there
 
     with _Log(output, recipe, accelerator.is_main_process) as log, _stop_signals() as stop:
 
         def while_validating(done: int, total: int) -> None:
             if stop.is_set():
-                save_last()  # the epoch is not counted as done yet: resuming validates it first
                 raise Interrupted(last)
             if watcher.on_validation_progress:
                 watcher.on_validation_progress(done, total)
@@ -255,11 +269,13 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
                 log.write("step", vars(report))
                 if watcher.on_step:
                     watcher.on_step(report)
-                if stop.is_set():
+                if _in_any(accelerator, stop.is_set()):
                     save_last()
                     raise Interrupted(last)
             final = epoch + 1 == recipe.training.epochs
             if final or (epoch + 1) % recipe.training.validate_every == 0:
+                # Whatever stops validation. The epoch is not counted as done yet: resuming validates it first.
+                save_last()
                 measured = evaluate(
                     model,
                     validation_videos,
@@ -291,9 +307,8 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
                     watcher.on_validation(epoch, measured, improved)
             state["epoch"] = epoch + 1
             save_last()
-            if stop.is_set() and not final:
+            if not final and _in_any(accelerator, stop.is_set()):
                 raise Interrupted(last)
-    accelerator.end_training()
     return best
 
 
@@ -333,6 +348,22 @@ def _with_nothing(training: VideoList, validation: VideoList, recipe: Recipe) ->
     first, second = hold_out(VideoList(records, ["nothing"]), recipe.data.validation_fraction)
     name = "" if recipe.data.multi_label else "nothing"
     return with_nothing(training, first, name), with_nothing(validation, second, name)
+
+
+def _check_labels(training: VideoList, validation: VideoList) -> None:
+    """Refuse what would else show only after the first epoch, or never."""
+    for what, videos in (("training", training), ("validation", validation)):
+        unlabelled = videos.labels.count(-1)
+        if unlabelled:
+            raise RecipeError(
+                f"{unlabelled} of {len(videos)} {what} videos have no label; expected one for each. Give another "
+                f"split as data.{'train' if what == 'training' else what}, or leave those videos out of the list"
+            )
+    if len(training.classes) < 2:
+        raise RecipeError(
+            f"all training videos are of one class, {training.classes[0]!r}; expected at least 2. Is data.train "
+            "the folder with a sub-folder for each class?"
+        )
 
 
 def hold_out(videos: VideoList, fraction: float, *, by_class: bool = True) -> tuple[VideoList, VideoList]:
@@ -597,28 +628,31 @@ class _Run:
             last = i + 1 == num_batches
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
                 totals += self._backward(batch.to(self.accelerator.device), num_batches)
-        if self.recipe.training.clip_grad_norm is not None:
-            # accelerate takes the loss scaling of fp16 off first, so that the norm means the same at every precision
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.training.clip_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        totals = self.accelerator.reduce(totals, "sum")
-        loss, seen, right = totals.tolist()
+        loss, seen, right = self.accelerator.reduce(totals, "sum").tolist()
         if not math.isfinite(loss):
             raise RecipeError(
                 f"the loss is {loss} at step {step + 1}; lower training.learning_rate, or train with "
                 "training.precision bf16 or no instead of fp16"
             )
+        if seen and self.recipe.training.clip_grad_norm is not None:
+            # accelerate takes the loss scaling of fp16 off first, so that the norm means the same at every precision
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.training.clip_grad_norm)
+        if seen:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
         return loss / max(seen, 1), int(seen), right
 
     def _backward(self, batch: Any, num_batches: int) -> Tensor:
         size = len(batch.labels)
+        share = self._share(size)
         if size == 0:
+            if self.accelerator.num_processes > 1:
+                self._take_part(num_batches)
             return torch.zeros(3, device=self.accelerator.device)
         clips = batch.clips
         with self.accelerator.autocast():
             loss, logits = self.objective(clips, batch.labels)
-        self.accelerator.backward(loss / num_batches)
+        self.accelerator.backward(loss * share / num_batches)
         guesses = logits.argmax(1)
         label_sets = self.accelerator.unwrap_model(self.objective).label_sets
         if label_sets is None:
@@ -626,6 +660,30 @@ class _Run:
         else:
             right = label_sets[batch.labels].gather(1, guesses[:, None]).sum()
         return torch.stack([loss.detach() * size, torch.tensor(float(size), device=loss.device), right])
+
+    def _share(self, size: int) -> Tensor | float:
+        """What makes the mean over processes one over videos, where batches of one step differ in size."""
+        processes = self.accelerator.num_processes
+        if processes == 1:
+            return 1.0
+        mine = torch.tensor(float(size), device=self.accelerator.device)
+        return mine * processes / self.accelerator.reduce(mine, "sum").clamp(min=1)
+
+    def _take_part(self, num_batches: int) -> None:
+        """Zero gradients of a process whose videos can't be decoded: the others wait for some from each."""
+        size = self.recipe.clip.crop_size
+        device = self.accelerator.device
+        clips = {
+            count: torch.zeros(1, 3, count, size, size, device=device) for count in self.batches.frame_counts
+        }
+        modules = [module for module in self.objective.modules() if module.training]
+        for module in modules:
+            module.training = False  # no norm takes statistics of this clip
+        with self.accelerator.autocast():
+            loss, _ = self.objective(clips, torch.zeros(1, dtype=torch.long, device=device))
+        for module in modules:
+            module.training = True
+        self.accelerator.backward(loss * 0 / num_batches)
 
     def _note_bad(self, bad: list[Any]) -> None:
         for video in bad:
@@ -656,8 +714,9 @@ class _Run:
         for key, value in training.tensors.items():
             slot, name = key.split("/", 1)
             parameter = parameters[name]
-            on_device = value if slot == "step" else value.to(parameter.device)
-            self.optimizer.state[parameter][slot] = on_device
+            if value.shape == parameter.shape:  # laid out as the parameter is, so that one kernel takes both
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            self.optimizer.state[parameter][slot] = value  # the number of steps stays on the CPU
         if self.accelerator.scaler and training.values.get("scaler"):
             self.accelerator.scaler.load_state_dict(training.values["scaler"])
 
@@ -702,6 +761,14 @@ def _tensorboard(output: Path) -> Any:
     return SummaryWriter(str(output / "tensorboard"))
 
 
+def _in_any(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether a flag is set in any process; the same answer in all of them, so that they stop at the same step."""
+    if accelerator.num_processes == 1:
+        return flag
+    flags = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum")
+    return bool(flags.item())
+
+
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C or SIGTERM into a flag that is looked at between steps; a second one stops at once."""
@@ -738,6 +805,25 @@ def _former_run(recipe: Recipe, last: Path) -> Checkpoint:
         raise RecipeError(f"can't resume {last.parent} with another recipe: {listed}")
     former.model.train()
     return former
+
+
+def _check_same_data(
+    former: Checkpoint, last: Path, classes: Sequence[str], made_of: Mapping[str, int]
+) -> None:
+    assert former.training is not None
+    before = former.training.values
+    changed = [
+        f"{name.removeprefix('num_')} were {before[name]} and are {now}"
+        for name, now in made_of.items()
+        if before.get(name, now) != now
+    ]
+    if former.class_names != list(classes):
+        changed.append(f"classes were {former.class_names[:5]} … and are {list(classes)[:5]} …")
+    if changed:
+        raise RecipeError(
+            f"can't resume {last.parent} with other data or processes: {'; '.join(changed)}. To train on from its "
+            f"weights give {last} as model.init of a new run"
+        )
 
 
 def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
