@@ -20,23 +20,33 @@ from pathlib import Path
 from typing import Any
 
 FRAMES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20)
-# name -> method, frame counts, changes to model, changes to objective
-RUNS: dict[str, tuple[str, tuple[int, ...], dict[str, Any], dict[str, Any]]] = {
-    "TSM(16)": ("tsm", (16,), {}, {}),
-    "FFN": ("ffn", (4, 8, 16), {}, {}),
-    "ST(8)": ("tsm", (8,), {}, {}),
-    "ST(4)": ("tsm", (4,), {}, {}),
-    "FFN norms only": ("ffn", (4, 8, 16), {"frame_scales": False}, {}),
-    "FFN scales only": ("ffn", (4, 8, 16), {"frame_norms": False}, {}),
-    "FFN cross-entropy too": ("ffn", (4, 8, 16), {}, {"student_cross_entropy": True}),
-    "FFN temperature 2": ("ffn", (4, 8, 16), {}, {"temperature": 2.0}),
-    "FFN random counts": ("ffn", (4, 8, 16), {}, {"random_counts": True}),
-    "no shift": ("tsm", (16,), {"shift": "none"}, {}),
-}
+CALIBRATED = "calibrated"
+Runs = dict[str, tuple[str, tuple[int, ...], dict[str, Any], dict[str, Any]]]
+
+
+def all_runs(counts: tuple[int, ...]) -> Runs:
+    """Name -> method, frame counts, changes to model, changes to objective."""
+    largest = counts[-1]
+    separate = {f"ST({count})": ("tsm", (count,), {}, {}) for count in reversed(counts[:-1])}
+    return {
+        f"TSM({largest})": ("tsm", (largest,), {}, {}),
+        "FFN": ("ffn", counts, {}, {}),
+        **separate,
+        "FFN random counts": ("ffn", counts, {}, {"random_counts": True}),
+        "FFN norms only": ("ffn", counts, {"frame_scales": False}, {}),
+        "FFN cross-entropy too": ("ffn", counts, {}, {"student_cross_entropy": True}),
+        "FFN scales only": ("ffn", counts, {"frame_norms": False}, {}),
+        "FFN temperature 2": ("ffn", counts, {}, {"temperature": 2.0}),
+        "no shift": ("tsm", (largest,), {"shift": "none"}, {}),
+    }
+
+
 CALIBRATION_VIDEOS = 96
 
 
-def run(name: str, seed: int, data: Path, output: Path, epochs: int | None) -> None:
+def run(
+    name: str, seed: int, data: Path, output: Path, epochs: int | None, counts_of_all: tuple[int, ...]
+) -> None:
     """Train one network and measure it in every way; writes ``results.json`` last."""
     from frameflex.checkpoint import load_checkpoint
     from frameflex.cli import parse_recipe
@@ -46,7 +56,7 @@ def run(name: str, seed: int, data: Path, output: Path, epochs: int | None) -> N
     from frameflex.engine.training import train
     from frameflex.models.frame_flexible import serve_untrained
 
-    method, counts, model, objective = RUNS[name]
+    method, counts, model, objective = all_runs(counts_of_all)[name]
     folder = output / f"{name.replace(' ', '_')}-seed{seed}"
     if (folder / "results.json").exists():
         return
@@ -89,11 +99,11 @@ def run(name: str, seed: int, data: Path, output: Path, epochs: int | None) -> N
         serve_untrained(checkpoint.model, "blend")
         results.append(measure("blended"))
         serve_untrained(checkpoint.model, "nearest")
-    if name in ("FFN", "TSM(16)"):
+    if name == "FFN" or name.startswith("TSM"):
         training_videos = load_split(data, "train")
         others = [count for count in FRAMES if count not in checkpoint.frame_counts]
         calibrate(checkpoint, training_videos.subset(range(CALIBRATION_VIDEOS)), others)
-        results.append(measure("calibrated"))
+        results.append(measure(CALIBRATED))
     values = {"name": name, "seed": seed, "epochs": recipe.training.epochs, "results": results}
     (folder / "results.json").write_text(json.dumps(values))
 
@@ -123,11 +133,11 @@ def collect(output: Path) -> dict[str, list[dict[str, Any]]]:
     return curves
 
 
-def separate(curves: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def separate(curves: dict[str, list[dict[str, Any]]], counts: tuple[int, ...]) -> list[dict[str, Any]]:
     """The ST curve: at each T the network trained at the nearest count, ties to the larger, seed by seed."""
     from frameflex.models.frame_flexible import nearest_count
 
-    members = {4: "ST(4)", 8: "ST(8)", 16: "TSM(16)"}
+    members = {count: f"ST({count})" for count in counts[:-1]} | {counts[-1]: f"TSM({counts[-1]})"}
     by_seed = {
         count: {result["seed"]: result["top1"] for result in curves.get(name, [])}
         for count, name in members.items()
@@ -195,29 +205,31 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--only", help="names of RUNS, separated by commas")
+    parser.add_argument("--counts", type=lambda text: tuple(map(int, text.split(","))), default=(2, 4, 8))
+    parser.add_argument("--only", help="names of runs, separated by commas")
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each")
     args = parser.parse_args()
-    names = args.only.split(",") if args.only else list(RUNS)
+    names = args.only.split(",") if args.only else list(all_runs(args.counts))
     seeds = [int(seed) for seed in args.seeds.split(",")]
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         pending = [
-            pool.submit(run, name, seed, args.data, args.output, args.epochs)
+            pool.submit(run, name, seed, args.data, args.output, args.epochs, args.counts)
             for seed in seeds
             for name in names
         ]
         for future in pending:
             future.result()
     curves = collect(args.output)
-    if {"TSM(16)", "ST(8)", "ST(4)"} <= curves.keys():
-        curves["ST"] = separate(curves)
+    plain = f"TSM({args.counts[-1]})"
+    if {plain, *(f"ST({count})" for count in args.counts[:-1])} <= curves.keys():
+        curves["ST"] = separate(curves, args.counts)
     text = table(curves)
     if "ST" in curves:
         paired = [name for name in curves if name.startswith("FFN")]
         header = f"\n| frames | {' | '.join(map(str, FRAMES))} |\n" + "|---" * (len(FRAMES) + 1) + "|\n"
         text += "\n" + header + "\n".join(differences(curves, name, "ST") for name in paired)
-        plot(curves, [n for n in ("TSM(16)", "ST", "FFN") if n in curves], args.output / "curves.png")
+        plot(curves, [n for n in (plain, "ST", "FFN") if n in curves], args.output / "curves.png")
         plot(curves, [n for n in curves if n.startswith("FFN")], args.output / "ablations.png")
     for name, results in curves.items():
         found = [result["adaptive"] for result in results if result.get("adaptive")]
