@@ -823,8 +823,12 @@ def _torchvision(state: Mapping[str, Tensor], hints: _Hints) -> _Network | None:
     if "features.0.0.weight" not in state and "trunk_output.block1.block1-0.f.a.0.weight" not in state:
         return None
     keys = sorted(state, key=_torchvision_order(list(state)))
+    known = _fingerprints()
+    number = sum(not key.endswith("num_batches_tracked") for key in keys) - 2  # the classifier is not counted
     for family, (architectures, options) in _TORCHVISION.items():
         for architecture in architectures if hints.said["backbone"] is None else (hints.said["backbone"],):
+            if not _close(known.get(architecture, (number,))[:1], (number,)):
+                continue
             with torch.device("meta"):
                 backbone = TSM(architecture, num_classes=1, shift="none").backbone
             own = {f"backbone.{name}": tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
@@ -936,9 +940,7 @@ def _candidates(
     state: Mapping[str, Tensor], fingerprints: Mapping[str, Sequence[int]] | None = None
 ) -> list[str]:
     """Architectures that the tensors may be of: of a family with those names, and of that number and size."""
-    if fingerprints is None:
-        file = Path(__file__).with_name("fingerprints.json")
-        fingerprints = json.loads(file.read_text(encoding="utf-8"))
+    fingerprints = _fingerprints() if fingerprints is None else fingerprints
     given = fingerprint({key: tensor.shape for key, tensor in state.items()})
     names = [
         name
@@ -962,7 +964,12 @@ def fingerprint(shapes: Mapping[str, Sequence[int]]) -> tuple[int, int]:
     return len(counted), sum(counted.values())
 
 
-def _close(known: Sequence[int] | None, given: tuple[int, int]) -> bool:
+def _fingerprints() -> dict[str, list[int]]:
+    """Of every architecture that can be built: made by benchmarks/fingerprints.py, so that few have to be built."""
+    return json.loads(Path(__file__).with_name("fingerprints.json").read_text(encoding="utf-8"))
+
+
+def _close(known: Sequence[int] | None, given: tuple[int, ...]) -> bool:
     return known is None or tuple(known) == given
 
 
