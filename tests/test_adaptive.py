@@ -14,7 +14,7 @@ from frameflex.engine.calibration import calibrate
 from frameflex.engine.evaluation import CountResult, Evaluation
 from frameflex.engine.training import train
 from frameflex.models import create_model
-from frameflex.models.frame_flexible import blend_weight, serve_untrained
+from frameflex.models.frame_flexible import add_norms, blend_weight, serve_untrained
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +121,32 @@ def test_calibrated_statistics_are_those_of_the_clips(trained):
     norm = checkpoint.model.backbone.bn1.norms["3"]
     torch.testing.assert_close(norm.running_mean, features.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(norm.running_var, features.var((0, 2, 3)), rtol=1e-3, atol=1e-5)
+
+
+def test_every_calibration_video_counts_alike_where_batches_do_not_divide_them(trained):
+    data, paths = trained
+    checkpoint = load_checkpoint(paths["ffn"])
+    sizes = []
+    checkpoint.model.backbone.conv1.register_forward_hook(lambda m, args, out: sizes.append(len(args[0])))
+    videos = load_split(data, "validation")
+    calibrate(checkpoint, videos, [3], batch_size=len(videos) - 1)
+    assert sizes == [3 * len(videos) // 2] * 2  # not all but one, and then one that counts as much as they do
+
+
+def test_a_count_added_to_a_blended_network_starts_between_its_neighbours():
+    model = create_model("test_resnet", num_classes=2, frame_counts=(2, 8), untrained="blend").eval()
+    norms = model.backbone.bn1.norms
+    norms["2"].running_mean.fill_(1.0)
+    norms["8"].running_mean.fill_(3.0)
+    clip = torch.randn(1, 3, 4, 32, 32)
+    with torch.no_grad():
+        before = model(clip)
+        add_norms(model, [4])
+        torch.testing.assert_close(model(clip), before)
+    assert norms["4"].running_mean.unique().tolist() == [2.0]
+    assert norms["2"].running_mean.unique().tolist() == [1.0]
+    assert all(isinstance(p, torch.nn.Parameter) for p in norms["4"].parameters())
+    assert len(list(norms["4"].parameters())) == 2
 
 
 def test_blending_interpolates_in_log_t():

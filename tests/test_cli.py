@@ -214,3 +214,60 @@ def test_models_lists_what_can_be_built(capsys):
     assert "resnet50" in out.split()
     status, _, err = run("models", "zzz*", capsys=capsys)
     assert (status, "no architecture matches" in err) == (1, True)
+
+
+def test_evaluate_refuses_what_cannot_work_before_it_measures(trained, tmp_path, capsys, monkeypatch):
+    from frameflex.engine import evaluation
+
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("measured"))
+    data, checkpoint = trained
+    status, out, err = run("evaluate", checkpoint, data, "--adaptive", capsys=capsys)
+    assert (status, out) == (1, "")
+    assert "--adaptive at 4 frames alone" in err
+    (tmp_path / "taken").write_text("a file")
+    status, out, err = run("evaluate", checkpoint, data, "--output", tmp_path / "taken", capsys=capsys)
+    assert (status, out) == (1, "")
+    assert "taken" in err
+
+
+def test_compared_checkpoints_are_measured_at_the_counts_of_all(trained, tmp_path, capsys):
+    data, checkpoint = trained
+    [other] = train(tiny_recipe(data, tmp_path / "other", counts=(2,), epochs=1))
+    status, out, err = run(
+        "evaluate", checkpoint, other, data, "--compare", "--json", "--workers", 0, capsys=capsys
+    )
+    assert status == 0, err
+    measured = [[row["num_frames"] for row in result["results"]] for result in json.loads(out)]
+    assert measured == [[2, 4], [2, 4]]
+
+
+def test_calibrate_refuses_a_wrong_name_before_it_works(trained, tmp_path, capsys):
+    data, checkpoint = trained
+    status, out, err = run(
+        "calibrate", checkpoint, data, "--frames", 3, "--output", tmp_path / "x.pth", capsys=capsys
+    )
+    assert (status, out) == (2, "")
+    assert ".safetensors" in err
+
+
+def test_of_several_processes_only_the_first_talks(trained, tmp_path, capsys, monkeypatch):
+    data, _ = trained
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_recipe(data, tmp_path / "run", epochs=1).to_dict()))
+    monkeypatch.setenv("RANK", "1")
+    status, out, err = run("train", recipe, capsys=capsys)
+    assert (status, out, err) == (0, "", "")
+
+
+def test_a_stopped_demo_says_where_things_are_and_promises_no_resuming(tmp_path, capsys, monkeypatch):
+    from frameflex import demo
+    from frameflex.engine.training import Interrupted
+
+    def stop(output, **_):
+        raise Interrupted(output / "tsm" / "last.safetensors")
+
+    monkeypatch.setattr(demo, "demo", stop)
+    status, out, err = run("demo", "--output", tmp_path / "mine", capsys=capsys)
+    assert (status, out) == (130, "")
+    assert str(tmp_path / "mine") in err
+    assert "--resume" not in err

@@ -137,8 +137,12 @@ def _demo(argv: list[str], console: Any) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of data and training (default: 0)")
     args = parser.parse_args(argv)
     from frameflex.demo import demo
+    from frameflex.engine.training import Interrupted
 
-    demo(args.output, quick=args.quick, seed=args.seed, console=console)
+    try:
+        demo(args.output, quick=args.quick, seed=args.seed, console=console)
+    except Interrupted as stopped:  # the demo has no --resume to advise
+        return _fail(f"stopped; what was made so far is in {stopped.checkpoint.parents[1]}", status=130)
     return 0
 
 
@@ -289,6 +293,15 @@ def _evaluate(argv: list[str], console: Any) -> int:
     from frameflex.models.frame_flexible import serve_untrained
 
     networks = {name: load_networks(path) for name, path in _short_names(args.checkpoints).items()}
+    # Curves are compared over the same frame counts.
+    trained = {count for checkpoint in networks.values() for count in checkpoint.frame_counts}
+    counts = args.frames or tuple(sorted(trained))
+    if args.adaptive and len(counts) < 2:
+        raise ValueError(
+            f"--adaptive at {counts[0]} frames alone; expected several counts, such as --frames 4,8,16"
+        )
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)  # to fail now rather than with everything measured
     measured = {}
     for name, checkpoint in networks.items():
         if args.untrained and checkpoint.model.frame_counts:
@@ -303,7 +316,7 @@ def _evaluate(argv: list[str], console: Any) -> int:
                 checkpoint.model.to(args.device or best_device()),
                 videos,
                 preprocessing=checkpoint.preprocessing,
-                frame_counts=args.frames or checkpoint.frame_counts,
+                frame_counts=counts,
                 trained_counts=checkpoint.frame_counts,
                 **checkpoint.sampling,
                 views=args.views,
@@ -572,6 +585,8 @@ def _calibrate(argv: list[str], console: Any) -> int:
 
     if args.output.exists():
         raise FileExistsError(f"{args.output} is there already; choose another --output")
+    if args.output.suffix != ".safetensors":
+        return _fail(f"--output {args.output}: expected a name that ends in .safetensors", status=2)
     checkpoint = load_checkpoint(args.checkpoint)
     files = find_video_files(args.videos)
     videos = VideoList([VideoRecord(path, None, str(path)) for path in files], checkpoint.class_names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -36,7 +37,7 @@ def calibrate(
         checkpoint: its model is changed.
         videos: some tens at least, labels not looked at.
         frame_counts: the T's, none of them trained or calibrated already.
-        batch_size: videos whose statistics are taken together.
+        batch_size: most videos whose statistics are taken together.
         num_workers: processes that decode.
         on_progress: called with (videos done, videos in all).
 
@@ -80,7 +81,9 @@ def calibrate(
             training=False,
             **checkpoint.sampling,
         ),
-        batch_size=batch_size,
+        batch_size=math.ceil(
+            len(videos) / math.ceil(len(videos) / batch_size)
+        ),  # a small last one counts too much
         num_workers=num_workers,
         collate_fn=collate,
     )

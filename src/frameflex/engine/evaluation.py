@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
-    multiclass_confusion_matrix,
     multilabel_average_precision,
 )
 
@@ -41,7 +40,7 @@ class CountResult:
             then the share of videos whose best guess is one of theirs, and mean class accuracy the share of each
             class's videos in which it has more than half the probability. None where a video shows one class.
         gflops: billions of multiply-adds for one clip (one view), as papers count them.
-        clips_per_second: clips through the network, decoding not counted.
+        clips_per_second: clips through the network, decoding not counted; of all processes together.
     """
 
     num_frames: int
@@ -100,7 +99,9 @@ class Evaluation:
     def confusion(self, num_frames: int) -> Tensor:
         """Counts ``(K, K)``: true class by row, predicted class by column."""
         logits = self.logits[num_frames]
-        return multiclass_confusion_matrix(logits, self.labels, num_classes=logits.shape[1])
+        num_classes = logits.shape[1]
+        pairs = torch.bincount(self.labels * num_classes + logits.argmax(1), minlength=num_classes**2)
+        return pairs.view(num_classes, num_classes)
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers and protocol, for JSON; accuracies from 0 to 1."""
@@ -223,7 +224,13 @@ def evaluate(
     finally:
         model.train(was_training)
     if world > 1:
-        kept, bad = gather_object(kept), gather_object(bad)
+        # Rows are views of a batch's logits; unless copied, each would be sent with the whole batch.
+        kept = gather_object([(i, label, [row.clone() for row in rows]) for i, label, rows in kept])
+        bad = gather_object(bad)
+        shares = gather_object([(num_clips, seconds, gflops)])
+        num_clips = sum(clips for clips, _, _ in shares)
+        seconds = {count: max(spent[count] for _, spent, _ in shares) for count in counts}
+        gflops = {count: max(cost[count] for _, _, cost in shares) for count in counts}
     kept.sort(key=lambda item: item[0])
     labels = torch.tensor([label for _, label, _ in kept], dtype=torch.long)
     by_count = {

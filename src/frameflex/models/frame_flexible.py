@@ -131,7 +131,14 @@ class FrameNorm(_PerCount):
 
     def add_count(self, num_frames: int) -> None:
         """Give ``num_frames`` a norm of its own, which starts from the one that serves it now."""
-        self.norms[str(num_frames)] = deepcopy(self.at_num_frames(num_frames))
+        first, second, weight = self.serving(self.norms.keys(), num_frames)
+        own = deepcopy(self.norms[first])
+        with torch.no_grad():
+            others = self.norms[second].state_dict()
+            for name, value in own.state_dict().items():
+                if weight and value.is_floating_point():
+                    value.lerp_(others[name], weight)
+        self.norms[str(num_frames)] = own
 
 
 class FrameScale(_PerCount):
