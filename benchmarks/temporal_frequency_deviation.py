@@ -1,7 +1,7 @@
 """TSM, separate training, FFN and its ablations on the bundled benchmark, at every frame count.
 
     frameflex data render motion --videos 1200 --validation-fraction 0.4
-    OMP_NUM_THREADS=1 python benchmarks/temporal_frequency_deviation.py motion runs/tfd --seeds 0,1,2 --epochs 12 --jobs 2
+    OMP_NUM_THREADS=1 python benchmarks/temporal_frequency_deviation.py motion runs/tfd --epochs 12 --jobs 2
 
 Every network gets the same videos, epochs and augmentation, and is measured after its last epoch, never picked by
 its accuracy. Runs that are in OUTPUT already are not repeated. Prints the tables of
@@ -32,6 +32,7 @@ def all_runs(counts: tuple[int, ...]) -> Runs:
         f"TSM({largest})": ("tsm", (largest,), {}, {}),
         "FFN": ("ffn", counts, {}, {}),
         **separate,
+        "FFN reverse KL": ("ffn", counts, {}, {"reverse_kl": True}),
         "FFN random counts": ("ffn", counts, {}, {"random_counts": True}),
         "FFN norms only": ("ffn", counts, {"frame_scales": False}, {}),
         "FFN cross-entropy too": ("ffn", counts, {}, {"student_cross_entropy": True}),

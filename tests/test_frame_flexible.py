@@ -183,12 +183,18 @@ def clips_and_labels():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-@pytest.mark.parametrize("student_cross_entropy", [False, True])
-def test_loss_equals_a_loop_written_from_the_formula(temperature, student_cross_entropy):
+@pytest.mark.parametrize(
+    ("student_cross_entropy", "reverse_kl"), [(False, False), (True, False), (False, True)]
+)
+def test_loss_equals_a_loop_written_from_the_formula(temperature, student_cross_entropy, reverse_kl):
     model = flexible().eval()
     clips, labels = clips_and_labels()
     objective = FrameFlexibleObjective(
-        model, kl_weight=0.7, temperature=temperature, student_cross_entropy=student_cross_entropy
+        model,
+        kl_weight=0.7,
+        temperature=temperature,
+        student_cross_entropy=student_cross_entropy,
+        reverse_kl=reverse_kl,
     )
     loss, logits = objective(clips, labels)
     outputs = {t: model(clip).double().tolist() for t, clip in clips.items()}
@@ -203,7 +209,9 @@ def test_loss_equals_a_loop_written_from_the_formula(temperature, student_cross_
         q = probabilities(outputs[8][i], temperature)
         for t in (2, 4):
             p = probabilities(outputs[t][i], temperature)
-            expected += 0.7 * temperature**2 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+            first, second = (p, q) if reverse_kl else (q, p)
+            divergence = sum(a * math.log(a / b) for a, b in zip(first, second, strict=True))
+            expected += 0.7 * temperature**2 * divergence
             if student_cross_entropy:
                 expected -= math.log(probabilities(outputs[t][i])[label])
     assert float(loss.detach()) == pytest.approx(expected / 3, rel=1e-5)
@@ -250,7 +258,7 @@ def test_gradients_of_one_step_equal_the_sum_of_the_parts():
     for t in (2, 4):
         parts.append(
             nn.functional.kl_div(
-                target, model(clips[t]).log_softmax(1), reduction="batchmean", log_target=True
+                model(clips[t]).log_softmax(1), target, reduction="batchmean", log_target=True
             )
         )
     for name, gradient in gradients(*parts).items():

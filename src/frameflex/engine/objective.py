@@ -12,10 +12,13 @@ from frameflex.models import TSM
 
 
 class FrameFlexibleObjective(nn.Module):
-    """Cross-entropy at the largest frame count, and agreement with it at the others (FFN, section 3.3, eq. 2).
+    """Cross-entropy at the largest frame count, and agreement with it at the others (FFN, section 3.3).
 
-    ``loss = CE(p_L, y) + λ Σ_{T < L} KL(p_T ‖ p_L)`` where ``p_L`` is detached in the second term: the largest
+    ``loss = CE(p_L, y) + λ Σ_{T < L} KL(p_L ‖ p_T)`` where ``p_L`` is detached in the second term: the largest
     count teaches and is not taught. With clips at one count only it is plain cross-entropy.
+
+    The direction of the KL term is that of the published training code. The other one, KL(p_T ‖ p_L), costs
+    accuracy at every count when training starts from scratch (docs/temporal-frequency-deviation.md).
 
     A module, so that one forward holds the passes at all counts, as data-parallel wrappers need it.
 
@@ -26,6 +29,7 @@ class FrameFlexibleObjective(nn.Module):
         temperature: both sides of the KL term are softened by it; the term is multiplied by its square, so that
             its gradients keep their size.
         student_cross_entropy: cross-entropy at the smaller counts too (what we ablate).
+        reverse_kl: KL(p_T ‖ p_L) instead (what we ablate).
         class_weights: of the cross-entropy, ``(K,)``; with ``label_sets`` of positives.
         label_sets: bool ``(S, K)``, the classes that label s stands for: each class is then a yes or no of its own,
             with binary cross-entropy, and the KL term is that of K coins.
@@ -39,6 +43,7 @@ class FrameFlexibleObjective(nn.Module):
         kl_weight: float = 1.0,
         temperature: float = 1.0,
         student_cross_entropy: bool = False,
+        reverse_kl: bool = False,
         class_weights: Tensor | None = None,
         label_sets: Tensor | None = None,
     ) -> None:
@@ -48,6 +53,7 @@ class FrameFlexibleObjective(nn.Module):
         self.kl_weight = kl_weight
         self.temperature = temperature
         self.student_cross_entropy = student_cross_entropy
+        self.reverse_kl = reverse_kl
         self.class_weights: Tensor | None
         self.label_sets: Tensor | None
         self.register_buffer("class_weights", class_weights, persistent=False)
@@ -78,16 +84,17 @@ class FrameFlexibleObjective(nn.Module):
         return functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.class_weights)
 
     def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """KL(student ‖ teacher), in the direction of FFN's equation 2, averaged over the batch."""
-        if self.label_sets is not None:
-            yes, no = (sign * student / self.temperature for sign in (1, -1))
-            divergence = torch.sigmoid(yes) * (
-                functional.logsigmoid(yes) - functional.logsigmoid(teacher / self.temperature)
-            ) + torch.sigmoid(no) * (
-                functional.logsigmoid(no) - functional.logsigmoid(-teacher / self.temperature)
-            )
-            return divergence.mean() * self.temperature**2
-        log_student = torch.log_softmax(student / self.temperature, dim=1)
-        log_teacher = torch.log_softmax(teacher / self.temperature, dim=1)
-        divergence = (log_student.exp() * (log_student - log_teacher)).sum(1).mean()
-        return divergence * self.temperature**2
+        """KL(teacher ‖ student) of softened predictions, averaged over the batch; the other way with `reverse_kl`."""
+        p, q = teacher / self.temperature, student / self.temperature
+        if self.reverse_kl:
+            p, q = q, p
+        if self.label_sets is None:
+            log_p, log_q = p.log_softmax(1), q.log_softmax(1)
+            divergence = (log_p.exp() * (log_p - log_q)).sum(1)  # (B,)
+        else:
+            coins = [
+                torch.sigmoid(sign * p) * (functional.logsigmoid(sign * p) - functional.logsigmoid(sign * q))
+                for sign in (1, -1)
+            ]
+            divergence = coins[0] + coins[1]  # (B, K)
+        return divergence.mean() * self.temperature**2

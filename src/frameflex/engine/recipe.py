@@ -114,9 +114,10 @@ class Objective:
 
     Attributes:
         label_smoothing: 0 to 1.
-        kl_weight: method ffn: λ, the weight of Σ KL(student ‖ prediction at the largest count).
+        kl_weight: method ffn: λ, the weight of Σ KL(prediction at the largest count ‖ student).
         temperature: method ffn: of both sides of the KL term.
         student_cross_entropy: method ffn: cross-entropy at the smaller counts too.
+        reverse_kl: method ffn: KL(student ‖ prediction at the largest count) instead.
         random_counts: method ffn: each step draws the smaller counts from the whole range between the smallest
             and the largest instead of the fixed list; parts of the nearest count serve them.
         class_balance: against rare classes: "sampling" draws videos so that each class is seen as often as any
@@ -127,6 +128,7 @@ class Objective:
     kl_weight: float = 1.0
     temperature: float = 1.0
     student_cross_entropy: bool = False
+    reverse_kl: bool = False
     random_counts: bool = False
     class_balance: Literal["none", "sampling", "loss"] = "none"
 

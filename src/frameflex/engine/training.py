@@ -184,6 +184,7 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
         kl_weight=recipe.objective.kl_weight,
         temperature=recipe.objective.temperature,
         student_cross_entropy=recipe.objective.student_cross_entropy,
+        reverse_kl=recipe.objective.reverse_kl,
         class_weights=class_weights(targets, multi_label=recipe.data.multi_label)
         if recipe.objective.class_balance == "loss"
         else None,
