@@ -49,7 +49,9 @@ def test_validation_evaluate_and_predict_give_the_same_logits(trained):
         torch.testing.assert_close(measured.logits[count], validated.logits[count], rtol=1e-4, atol=1e-5)
         for name, logits in zip(measured.names, measured.logits[count], strict=True):
             video = data / "val" / name
-            torch.testing.assert_close(recognizer.logits(video, num_frames=count), logits, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                recognizer.logits(video, num_frames=count), logits, rtol=1e-4, atol=1e-5
+            )
             [best, *_] = recognizer(video.read_bytes(), num_frames=count)
             assert best.index == int(logits.argmax())
 
@@ -138,3 +140,14 @@ def test_bad_arguments_are_refused(trained):
         recognizer(next(data.rglob("*.mp4")), top=0)
     with pytest.raises(FileNotFoundError, match="nowhere.mp4"):
         recognizer("nowhere.mp4")
+
+
+def test_the_confusion_matrix_equals_counting_by_hand_with_one_class_too():
+    def confusion(logits, labels):
+        return Evaluation(
+            results=[], trained_counts=(), class_names=[], names=[], labels=torch.tensor(labels),
+            logits={4: torch.tensor(logits)}, views="1x1",
+        ).confusion(4).tolist()  # fmt: skip
+
+    assert confusion([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0]], [0, 0, 1]) == [[1, 1], [1, 0]]
+    assert confusion([[2.0], [1.0]], [0, 0]) == [[2]]

@@ -1,5 +1,6 @@
 """Several processes train one network: the same as one process, whatever their shares and whoever is stopped."""
 
+import json
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from frameflex.engine.recipe import Clip, Data, Model, Objective, Recipe, Traini
 from frameflex.engine.training import train
 
 SCRIPT = """
-import os, signal, sys
+import json, os, signal, sys
 from frameflex.cli import parse_recipe
 from frameflex.engine.training import Interrupted, Watcher, train
 
@@ -20,12 +21,16 @@ def press(report):  # in one of the processes only
     if os.environ["RANK"] == "1" and report.step == 1:
         os.kill(os.getpid(), signal.SIGTERM)
 
+def note(epoch, measured, best):
+    with open(recipe.output + os.environ["RANK"] + ".json", "w") as file:
+        json.dump(measured.to_dict(), file)
+
 recipe, _ = parse_recipe([sys.argv[1]])
 try:
     train(recipe, watcher=Watcher(on_step=press))
 except Interrupted as stopped:
     assert stopped.checkpoint.is_file()
-    train(recipe, resume=True)
+    train(recipe, resume=True, watcher=Watcher(on_validation=note))
 else:
     raise SystemExit("was not stopped")
 """
@@ -75,3 +80,6 @@ def test_two_processes_stopped_and_resumed_equal_one_that_never_was(tmp_path):
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
     assert len(logs[0]) == len(logs[1]) == 6  # four steps and two validations, written by one process
+    measured = [json.loads((tmp_path / f"two{rank}.json").read_text()) for rank in (0, 1)]
+    assert measured[0] == measured[1]  # one of them had nothing to measure
+    assert measured[1]["results"][0]["gflops"] > 0
