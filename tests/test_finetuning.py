@@ -252,13 +252,15 @@ def test_labels_are_taken_apart_over_both_lists():
         split_label_sets([videos("walk|wave")], classes=["walk", "run"])
 
 
-def test_multi_label_loss_equals_the_loop():
+@pytest.mark.parametrize("reverse_kl", [False, True])
+def test_multi_label_loss_equals_the_loop(reverse_kl):
     table = torch.tensor([[True, False, True], [False, False, False]])
     objective = FrameFlexibleObjective(
         torch.nn.Identity(),
         label_sets=table,
         class_weights=torch.tensor([2.0, 1.0, 1.0]),
         kl_weight=0.7,
+        reverse_kl=reverse_kl,
         temperature=2,
     )
     teacher, student, labels = torch.randn(2, 3), torch.randn(2, 3), torch.tensor([0, 1])
@@ -273,6 +275,8 @@ def test_multi_label_loss_equals_the_loop():
             p, yes = sigmoid(float(teacher[row, k])), bool(table[labels[row], k])
             entropy -= (2.0 if k == 0 else 1.0) * math.log(p) if yes else math.log(1 - p)
             soft, target = sigmoid(float(student[row, k]) / 2), sigmoid(float(teacher[row, k]) / 2)
+            if not reverse_kl:
+                soft, target = target, soft
             divergence += soft * math.log(soft / target) + (1 - soft) * math.log((1 - soft) / (1 - target))
     assert float(loss) == pytest.approx(entropy / 6 + 0.7 * 4 * divergence / 6, rel=1e-5)
 
