@@ -76,7 +76,12 @@ def run(name: str, fold: int, seed: int, args: argparse.Namespace) -> dict[str, 
         ),
         model=replace(recipe.model, backbone=args.backbone, pretrained=args.pretrained or True, **model),
         training=replace(
-            recipe.training, epochs=args.epochs, learning_rate=args.learning_rate, validate_every=1000
+            recipe.training,
+            epochs=args.epochs,
+            optimizer=args.optimizer,
+            learning_rate=args.learning_rate,
+            parameter_groups="published" if args.optimizer == "sgd" else "plain",
+            validate_every=1000,
         ),
         seed=seed,
     )
@@ -103,7 +108,8 @@ def main() -> None:
     parser.add_argument("--frames", type=lambda text: tuple(map(int, text.split(","))), default=(2, 4, 8))
     parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--epochs", type=int, default=24)
-    parser.add_argument("--learning-rate", type=float, default=0.005)
+    parser.add_argument("--optimizer", choices=["sgd", "adamw"], default="adamw")
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--seeds", type=lambda text: list(map(int, text.split(","))), default=[0])
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))

@@ -17,7 +17,9 @@ def write_video(path: Path, frames: np.ndarray, *, fps: int = 12) -> Path:
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         stream.time_base = Fraction(1, fps)
         for frame in frames:
-            for packet in stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")):
+            for packet in stream.encode(
+                av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            ):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
@@ -44,7 +46,9 @@ def bar_folder(root: Path, *, per_class: int = 6) -> Path:
     return root
 
 
-def tiny_recipe(data: Path, output: Path, *, method: str = "tsm", counts=(2, 4), seed: int = 0, **training) -> Recipe:
+def tiny_recipe(
+    data: Path, output: Path, *, method: str = "tsm", counts=(2, 4), seed: int = 0, **training
+) -> Recipe:
     """A run of seconds."""
     return Recipe(
         data=Data(train=str(data), num_workers=0),

@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 from helpers import bar_folder, tiny_recipe
 
-from frameflex.cli import VERBS, bundled_recipes, find_recipe, frame_counts, main, parse_recipe
+from frameflex.cli import VERBS, _short_names, bundled_recipes, find_recipe, frame_counts, main, parse_recipe
 from frameflex.engine.recipe import RecipeError
 from frameflex.engine.training import train
 
@@ -189,6 +190,20 @@ def test_a_recipe_survives_its_own_yaml(tmp_path):
 def test_frame_counts_are_lists_and_ranges():
     assert frame_counts("4,8,16") == (4, 8, 16)
     assert frame_counts("1-4,2,10") == (1, 2, 3, 4, 10)
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["best.safetensors"], ["best"]),
+        (["runs/tsm/best.safetensors", "runs/ffn/best.safetensors"], ["tsm", "ffn"]),
+        (["/a/tsm/run/last.safetensors", "/a/st", "/a/ffn/run/last.safetensors"], ["tsm", "st", "ffn"]),
+        (["a/x/best.safetensors", "b/x/best.safetensors"], ["a/x", "b/x"]),
+        (["m/best.safetensors", "m/last.safetensors"], ["best", "last"]),
+    ],
+)
+def test_several_checkpoints_get_short_names_that_differ(paths, names):
+    assert list(_short_names([Path(path) for path in paths])) == names
 
 
 def test_render_makes_a_data_set_that_is_read_back(tmp_path, capsys):

@@ -373,10 +373,12 @@ def _evaluate(argv: list[str], console: Any) -> int:
 
 def _short_names(paths: Sequence[Path]) -> dict[str, Path]:
     """A name for each checkpoint that tells it from the others: the last parts of its path that differ."""
-    for parts in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.with_suffix("").parts[-parts:]) for path in paths]
-        if parts > 1:
-            names = [name.removesuffix("/best").removesuffix("/last") for name in names]
+    parts = [[part for part in path.with_suffix("").parts if part != path.anchor] for path in paths]
+    for usual in ("best", "last", "run"):  # what they share tells nothing
+        if len(paths) > 1 and sum(names[-1:] == [usual] for names in parts) != 1:
+            parts = [names[:-1] if names[-1:] == [usual] else names for names in parts]
+    for number in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-number:]) for part in parts]
         if len(set(names)) == len(paths):
             return dict(zip(names, paths, strict=True))
     raise ValueError(f"{paths[0]} is given twice; expected different checkpoints")

@@ -108,7 +108,7 @@ def adaptive_table(found: AdaptiveReport, name: str | None = None) -> Table:
         table.add_column(heading, justify="right")
     shown: dict[float, AdaptivePoint] = {}
     for point in found.points:
-        near = [old for old in shown.values() if abs(old.gflops - point.gflops) < 0.02 * found.full_gflops]
+        near = [old for old in shown.values() if abs(old.gflops - point.gflops) < 0.1 * found.full_gflops]
         if not near or point == found.chosen:
             shown[point.confidence] = point
     for point in shown.values():

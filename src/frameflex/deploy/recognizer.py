@@ -48,7 +48,7 @@ class Recognizer:
     def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device | None = None) -> None:
         self.checkpoint = checkpoint
         self.device = torch.device(device or best_device())
-        self.model = checkpoint.model.eval().to(self.device)
+        self.model = checkpoint.model.eval().to(self.device).to(memory_format=torch.channels_last)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, *, device: str | torch.device | None = None) -> Recognizer:

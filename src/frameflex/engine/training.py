@@ -175,6 +175,7 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
         _check_same_data(former, last, classes, made_of)
     torch.manual_seed(recipe.seed)
     model = former.model if former else build_model(recipe, classes)
+    model.to(memory_format=torch.channels_last)  # a quarter less time on a CPU
     preprocessing = former.preprocessing if former else _preprocessing(recipe, model)
     freeze(model, frozen_stages=recipe.training.frozen_stages, norms=recipe.training.norms)
     targets = class_targets(training_videos.labels, len(classes), label_sets.table if label_sets else None)

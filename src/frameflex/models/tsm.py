@@ -130,7 +130,6 @@ class TSM(nn.Module):
         self.head = nn.Linear(int(num_features), num_classes)  # type: ignore[arg-type]
         nn.init.normal_(self.head.weight, std=0.001)  # as published; keeps the first predictions near uniform
         nn.init.zeros_(self.head.bias)
-        self.to(memory_format=torch.channels_last)  # a quarter less time in training on a CPU
 
     def forward(self, clip: Tensor) -> Tensor:
         """Classify clips of any length.
