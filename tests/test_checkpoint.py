@@ -280,3 +280,23 @@ def test_an_unreachable_address_is_one_line(tmp_path, monkeypatch):
 def test_a_path_that_is_nowhere_is_not_looked_for_on_the_hub():
     with pytest.raises(FileNotFoundError, match=r"best\.safetensors"):
         load_checkpoint("runs/motion/best.safetensors")
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"pretrained": True},
+        {"backbone_options": {"checkpoint_path": "/etc/passwd"}},
+        {"backbone": "hf-hub:x/y"},
+    ],
+)
+def test_a_header_cannot_make_us_open_or_download_anything(tmp_path, hostile):
+    model = create_model("test_resnet", num_classes=2)
+    save_checkpoint(tmp_path / "good.safetensors", Checkpoint(model, ["a", "b"], Preprocessing(), (8,)))
+    with safe_open(tmp_path / "good.safetensors", framework="pt") as file:
+        header = json.loads(file.metadata()["frameflex"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    header["architecture"] |= hostile
+    save_file(tensors, tmp_path / "bad.safetensors", metadata={"frameflex": json.dumps(header)})
+    with pytest.raises(CheckpointError, match="bad.safetensors"):
+        load_checkpoint(tmp_path / "bad.safetensors")

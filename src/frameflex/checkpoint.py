@@ -233,6 +233,8 @@ def load_checkpoint(path: str | Path, *, training: bool = False) -> Checkpoint:
             "must be converted first; otherwise copy or download the file again"
         ) from error
     try:
+        if "pretrained" in header["architecture"]:  # a file must not make us download or open another one
+            raise ValueError("architecture has the key 'pretrained'")
         model = create_model(**header["architecture"]).eval()
         checkpoint = Checkpoint(
             model=model,

@@ -19,6 +19,17 @@ SHIFTS = ("bidirectional", "none")
 SHIFT_PLACES = ("residual", "block")
 
 
+# A network's description, also one read from a file, must not make timm download or open anything.
+_NOT_OF_THE_NETWORK = {
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+    "pretrained_strict",
+}
+
+
 class TSM(nn.Module):
     """Classify clips with a 2D CNN whose residual branches see their neighbours in time (TSM, arXiv 1811.08383).
 
@@ -74,6 +85,12 @@ class TSM(nn.Module):
         backbone_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        foreign = sorted(_NOT_OF_THE_NETWORK & set(backbone_options or {}))
+        if foreign:
+            raise ValueError(
+                f"backbone_options has {', '.join(foreign)}, which say where weights come from, not what the network "
+                "is; give pretrained instead"
+            )
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}; expected at least 1")
         if shift not in SHIFTS:
