@@ -47,7 +47,7 @@ def test_the_whole_demo_runs_and_leaves_what_it_says(tmp_path, monkeypatch, caps
     monkeypatch.setattr(module, "QUICK_EPOCHS", 1)
     results = demo(tmp_path / "demo", quick=True, seed=0, console=Console(stderr=True))
     out = capsys.readouterr().out
-    assert list(results) == ["TSM (8)", "FFN (2,4,8)"]
+    assert list(results) == ["TSM(8)", "FFN(2,4,8)"]
     for evaluation in results.values():
         assert [result.num_frames for result in evaluation.results] == [2, 4, 8]
         for result in evaluation.results:

@@ -63,7 +63,7 @@ def demo(output: Path, *, quick: bool, seed: int, console: Console) -> dict[str,
             [path] = train(recipe, watcher=watcher)
         # The last epoch's weights, not the best on the very videos that are measured next.
         checkpoint = load_checkpoint(path.with_name("last.safetensors"))
-        measured[f"{what} ({trained_at.replace(' ', '')})"] = _measure(
+        measured[f"{what}({trained_at.replace(' ', '')})"] = _measure(
             checkpoint, load_split(data, "validation"), recipe, console
         )
     results.print()
