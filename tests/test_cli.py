@@ -95,6 +95,10 @@ def test_an_unreadable_file_is_reported_and_the_rest_go_on(trained, tmp_path, ca
     ("arguments", "words"),
     [
         (["predict", "nowhere.safetensors", "x.mp4"], "checkpoint nowhere.safetensors: no such file"),
+        (
+            ["predict", "FOLDER", "x.mp4"],
+            "is a folder; name a file in it: best.safetensors, last.safetensors",
+        ),
         (["evaluate", "CHECKPOINT", "nowhere"], "nowhere: there is no such file or folder"),
         (["evaluate", "CHECKPOINT", "DATA", "--split", "test"], "expected one of those that are there"),
         (["predict", "CHECKPOINT", "nothing-*.mp4"], "no video file there"),
@@ -104,7 +108,9 @@ def test_an_unreadable_file_is_reported_and_the_rest_go_on(trained, tmp_path, ca
 )
 def test_bad_input_is_one_line_and_status_1(trained, arguments, words, capsys):
     data, path = trained
-    arguments = [{"CHECKPOINT": str(path), "DATA": str(data)}.get(a, a) for a in arguments]
+    arguments = [
+        {"CHECKPOINT": str(path), "DATA": str(data), "FOLDER": str(path.parent)}.get(a, a) for a in arguments
+    ]
     status, out, err = run(*arguments, capsys=capsys)
     assert status == 1
     assert out == ""

@@ -382,3 +382,10 @@ def test_a_signal_to_the_whole_group_leaves_a_checkpoint_and_a_clean_message(bar
     assert "Traceback" not in messages
     values = weights(tmp_path / "run" / "last.safetensors")[1]
     assert values["step"] >= 3
+
+
+def test_a_missing_tensorboard_is_told_before_anything_is_written(bars, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(RecipeError, match=r"frameflex\[tracking\]"):
+        train(tiny_recipe(bars, tmp_path / "run", tensorboard=True))
+    assert not (tmp_path / "run").exists()

@@ -219,6 +219,9 @@ def load_checkpoint(path: str | Path, *, training: bool = False) -> Checkpoint:
     """
     path = fetch(path)
     if path.is_dir():
+        inside = sorted(file.name for file in path.glob("*.safetensors"))
+        if inside and WEIGHTS_NAME not in inside:
+            raise FileNotFoundError(f"checkpoint {path} is a folder; name a file in it: {', '.join(inside)}")
         path = path / WEIGHTS_NAME
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path}: no such file")

@@ -155,6 +155,8 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
             DistributedDataParallelKwargs(find_unused_parameters=recipe.objective.random_counts)
         ],
     )
+    if recipe.training.tensorboard:
+        _summary_writer()  # a missing package is told before anything is written
     training_videos, validation_videos = find_videos(recipe)
     _check_labels(training_videos, validation_videos)
     classes, label_sets = training_videos.classes, None
@@ -728,7 +730,11 @@ class _Log:
 
     def __init__(self, output: Path, recipe: Recipe, is_main: bool) -> None:
         self.file = (output / "log.jsonl").open("a", encoding="utf-8") if is_main else None
-        self.board = _tensorboard(output) if is_main and recipe.training.tensorboard else None
+        self.board = (
+            _summary_writer()(str(output / "tensorboard"))
+            if is_main and recipe.training.tensorboard
+            else None
+        )
         self.step = 0
 
     def __enter__(self) -> _Log:
@@ -753,14 +759,14 @@ class _Log:
                 self.board.add_scalar(f"validation/top1_{result['num_frames']}f", result["top1"], self.step)
 
 
-def _tensorboard(output: Path) -> Any:
+def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise RecipeError(
             "training.tensorboard needs the package tensorboard: pip install 'frameflex[tracking]'"
         ) from error
-    return SummaryWriter(str(output / "tensorboard"))
+    return SummaryWriter
 
 
 def _in_any(accelerator: Accelerator, flag: bool) -> bool:
