@@ -113,7 +113,6 @@ def test_calibrated_statistics_are_those_of_the_clips(trained):
     data, paths = trained
     checkpoint = load_checkpoint(paths["ffn"])
     seen = []
-    checkpoint.model.backbone.bn1.register_module("norms", checkpoint.model.backbone.bn1.norms)
     checkpoint.model.backbone.conv1.register_forward_hook(lambda m, args, out: seen.append(out.detach()))
     videos = load_split(data, "validation")
     calibrate(checkpoint, videos, [3], batch_size=len(videos))

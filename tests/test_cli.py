@@ -212,6 +212,15 @@ def test_several_checkpoints_get_short_names_that_differ(paths, names):
     assert list(_short_names([Path(path) for path in paths])) == names
 
 
+def test_the_choices_that_help_shows_are_those_of_the_library():
+    from frameflex import cli
+    from frameflex.data import transforms
+    from frameflex.models import frame_flexible
+
+    assert tuple(transforms.VIEWS) == cli.VIEWS
+    assert frame_flexible.UNTRAINED == cli.UNTRAINED
+
+
 def test_render_makes_a_data_set_that_is_read_back(tmp_path, capsys):
     status, out, err = run("data", "render", tmp_path / "motion", "--videos", 24, "--size", 32, capsys=capsys)
     assert status == 0, err

@@ -14,7 +14,7 @@ from helpers import bar_folder, moving_bar, tiny_recipe, write_video
 
 from frameflex.checkpoint import load_checkpoint
 from frameflex.data.video import VideoError
-from frameflex.engine.recipe import Recipe, RecipeError
+from frameflex.engine.recipe import RecipeError
 from frameflex.engine.training import (
     EpochBatches,
     Interrupted,
@@ -169,7 +169,6 @@ def test_every_video_is_dealt_once_an_epoch_and_processes_make_as_many_batches(w
 
 
 def test_the_schedule_is_a_function_of_the_step():
-    recipe = Recipe.__new__(Recipe)
     recipe = tiny_recipe("x", "y", epochs=10, warmup_epochs=1.0)
     factors = [learning_rate_factor(recipe, step, 10) for step in range(100)]
     assert factors[0] < factors[5] < factors[10] == 1.0
