@@ -50,7 +50,7 @@ def run(
 ) -> None:
     """Train one network and measure it in every way; writes ``results.json`` last."""
     from frameflex.checkpoint import load_checkpoint
-    from frameflex.cli import parse_recipe
+    from frameflex.cli.train import parse_recipe
     from frameflex.data.datasets import load_split
     from frameflex.engine.calibration import calibrate
     from frameflex.engine.evaluation import evaluate

@@ -9,7 +9,10 @@ import pytest
 import yaml
 from helpers import bar_folder, tiny_recipe
 
-from frameflex.cli import VERBS, _short_names, bundled_recipes, find_recipe, frame_counts, main, parse_recipe
+from frameflex.cli import VERBS, main
+from frameflex.cli.evaluate import short_names
+from frameflex.cli.options import frame_counts
+from frameflex.cli.train import bundled_recipes, find_recipe, parse_recipe
 from frameflex.engine.recipe import RecipeError
 from frameflex.engine.training import train
 
@@ -209,16 +212,16 @@ def test_frame_counts_are_lists_and_ranges():
     ],
 )
 def test_several_checkpoints_get_short_names_that_differ(paths, names):
-    assert list(_short_names([Path(path) for path in paths])) == names
+    assert list(short_names([Path(path) for path in paths])) == names
 
 
 def test_the_choices_that_help_shows_are_those_of_the_library():
-    from frameflex import cli
+    from frameflex.cli import evaluate, options
     from frameflex.data import transforms
     from frameflex.models import frame_flexible
 
-    assert tuple(transforms.VIEWS) == cli.VIEWS
-    assert frame_flexible.UNTRAINED == cli.UNTRAINED
+    assert tuple(transforms.VIEWS) == options.VIEWS
+    assert frame_flexible.UNTRAINED == evaluate.UNTRAINED
 
 
 def test_render_makes_a_data_set_that_is_read_back(tmp_path, capsys):

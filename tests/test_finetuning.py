@@ -9,7 +9,8 @@ import torch
 from helpers import bar_folder, moving_bar, tiny_recipe, write_video
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from frameflex.cli import main, parse_recipe
+from frameflex.cli import main
+from frameflex.cli.train import parse_recipe
 from frameflex.data.datasets import VideoList, VideoRecord
 from frameflex.data.label_sets import split_label_sets, with_nothing
 from frameflex.data.transforms import Preprocessing

@@ -14,7 +14,7 @@ from frameflex.engine.training import train
 
 SCRIPT = """
 import json, os, signal, sys
-from frameflex.cli import parse_recipe
+from frameflex.cli.train import parse_recipe
 from frameflex.engine.training import Interrupted, Watcher, train
 
 def press(report):  # in one of the processes only

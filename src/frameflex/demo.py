@@ -11,7 +11,7 @@ from rich.console import Console
 
 from frameflex import report
 from frameflex.checkpoint import Checkpoint, load_checkpoint
-from frameflex.cli import parse_recipe
+from frameflex.cli.train import parse_recipe
 from frameflex.console import leave_cores_to_workers, progress, training_progress
 from frameflex.data.datasets import VideoList, load_split
 from frameflex.data.motion import render

@@ -1,0 +1,160 @@
+"""``frameflex evaluate``: measure checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from frameflex.cli.options import (
+    add_loading_options,
+    add_views_option,
+    frame_counts,
+    parser_of,
+)
+
+UNTRAINED = ("nearest", "blend")  # named here so that --help needs no torch
+
+
+def run(argv: list[str], console: Any) -> int:
+    parser = parser_of(
+        "evaluate",
+        "Measure checkpoints on labelled videos at one or more frame counts: accuracy, cost, and the drop from\n"
+        "the trained frame count (Temporal Frequency Deviation). Each video is decoded once for all counts.\n"
+        'A folder made by the method "separate" counts as one checkpoint: the network of the nearest count answers.',
+        "frameflex evaluate runs/motion/best.safetensors motion --frames 4,8,16 --output results",
+    )
+    parser.add_argument(
+        "checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="a .safetensors file of frameflex"
+    )
+    parser.add_argument(
+        "data", metavar="DATA", help="folder with a sub-folder a class, CSV list, Something-Something …"
+    )
+    parser.add_argument(
+        "--frames", type=frame_counts, help="such as 4,8,16 or 1-20 (default: the trained counts)"
+    )
+    parser.add_argument("--compare", action="store_true", help="several checkpoints in one table and plot")
+    parser.add_argument(
+        "--untrained", choices=UNTRAINED, help="parts that serve untrained counts (default: as saved)"
+    )
+    parser.add_argument(
+        "--adaptive", action="store_true", help="few frames first, more only while the answer is unsure"
+    )
+    parser.add_argument(
+        "--max-drop", type=float, default=0.5, help="points that --adaptive may lose (default: 0.5)"
+    )
+    parser.add_argument("--split", default="validation", help="of data that has splits (default: validation)")
+    parser.add_argument("--video-dir", help="where the files of a list are (default: beside the list)")
+    add_views_option(parser)
+    parser.add_argument(
+        "--output", type=Path, help="folder for results.json, predictions.csv and the pictures"
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+    parser.add_argument("--on-bad-video", choices=["error", "skip"], default="error", help="default: error")
+    add_loading_options(parser)
+    args = parser.parse_args(argv)
+    if len(args.checkpoints) > 1 and not args.compare:
+        parser.error(f"{len(args.checkpoints)} checkpoints are given; add --compare to measure them together")
+    from rich.console import Console
+
+    from frameflex import report
+    from frameflex.console import progress
+    from frameflex.data.datasets import load_split
+    from frameflex.data.label_sets import split_label_sets
+    from frameflex.deploy.recognizer import best_device
+    from frameflex.engine.adaptive import adaptive_report
+    from frameflex.engine.evaluation import evaluate, load_networks
+    from frameflex.models.frame_flexible import serve_untrained
+
+    networks = {name: load_networks(path) for name, path in short_names(args.checkpoints).items()}
+    # Curves are compared over the same frame counts.
+    trained = {count for checkpoint in networks.values() for count in checkpoint.frame_counts}
+    counts = args.frames or tuple(sorted(trained))
+    if args.adaptive and len(counts) < 2:
+        raise ValueError(
+            f"--adaptive at {counts[0]} frames alone; expected several counts, such as --frames 4,8,16"
+        )
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)  # to fail now rather than with everything measured
+    measured = {}
+    for name, checkpoint in networks.items():
+        if args.untrained and checkpoint.model.frame_counts:
+            serve_untrained(checkpoint.model, args.untrained)
+        expected = None if checkpoint.multi_label else checkpoint.class_names
+        videos = load_split(args.data, args.split, classes=expected, video_dir=args.video_dir)
+        label_sets = None
+        if checkpoint.multi_label:
+            (videos,), label_sets = split_label_sets([videos], classes=checkpoint.class_names)
+        with progress(console, f"evaluating {name}" if len(networks) > 1 else "evaluating") as on_progress:
+            measured[name] = evaluate(
+                checkpoint.model.to(args.device or best_device()),
+                videos,
+                preprocessing=checkpoint.preprocessing,
+                frame_counts=counts,
+                trained_counts=checkpoint.frame_counts,
+                **checkpoint.sampling,
+                views=args.views,
+                batch_size=args.batch_size,
+                num_workers=args.workers,
+                on_error=args.on_bad_video,
+                label_sets=label_sets,
+                on_progress=on_progress,
+            )
+    one_label = {name: one for name, one in measured.items() if not networks[name].multi_label}
+    adaptive = {}
+    if args.adaptive:
+        if len(one_label) < len(measured):
+            raise ValueError("--adaptive is for checkpoints with one label a video; leave it out")
+        for name, one in measured.items():
+            adaptive[name] = adaptive_report(one, list(one.logits), max_drop=args.max_drop / 100)
+    results = [
+        {
+            "checkpoint": str(path),
+            "data": str(args.data),
+            **one.to_dict(),
+            **({"adaptive": asdict(adaptive[name])} if adaptive else {}),
+        }
+        for (name, one), path in zip(measured.items(), args.checkpoints, strict=True)
+    ]
+    if args.json:
+        print(json.dumps(results if args.compare else results[0], indent=2, ensure_ascii=False))  # noqa: T201
+    else:
+        out = Console(highlight=False)
+        out.print(report.accuracy_table(measured))
+        if args.compare:
+            out.print(report.comparison_table(measured))
+        for name, found in adaptive.items():
+            out.print(report.adaptive_table(found, name if len(adaptive) > 1 else None))
+            out.print(report.adaptive_sentence(found, args.max_drop))
+    for one in measured.values():
+        for bad in one.bad:
+            console.print(f"left out: {bad.name}: {bad.reason}")
+    if args.output:
+        report.write_json(args.output / "results.json", results if args.compare else results[0])
+        report.plot_accuracy(measured, args.output / "accuracy.png")
+        written = ["results.json", "accuracy.png"]
+        for name, one in one_label.items():  # a video of several classes has no place in a confusion matrix
+            suffix = f"-{name.replace('/', '-')}" if args.compare else ""
+            report.write_predictions(one, args.output / f"predictions{suffix}.csv")
+            report.plot_confusion(one, max(one.logits), args.output / f"confusion{suffix}.png")
+            written += [f"predictions{suffix}.csv", f"confusion{suffix}.png"]
+        if adaptive:
+            report.plot_adaptive(adaptive, args.output / "adaptive.png")
+            written.append("adaptive.png")
+        console.print(f"wrote {', '.join(written)} into {args.output}")
+    return 0
+
+
+def short_names(paths: Sequence[Path]) -> dict[str, Path]:
+    """A name for each checkpoint that tells it from the others: the last parts of its path that differ."""
+    parts = [[part for part in path.with_suffix("").parts if part != path.anchor] for path in paths]
+    for usual in ("best", "last", "run"):  # what they share tells nothing
+        if len(paths) > 1 and sum(names[-1:] == [usual] for names in parts) != 1:
+            parts = [names[:-1] if names[-1:] == [usual] else names for names in parts]
+    for number in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-number:]) for part in parts]
+        if len(set(names)) == len(paths):
+            return dict(zip(names, paths, strict=True))
+    raise ValueError(f"{paths[0]} is given twice; expected different checkpoints")

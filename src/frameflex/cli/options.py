@@ -1,0 +1,78 @@
+"""What the verbs share: the parser, options that several of them take, and how a failure is told."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+VIEWS = ("1x1", "2x1", "1x3", "2x3")  # named here so that --help needs no torch
+
+
+def parser_of(verb: str, description: str, example: str) -> argparse.ArgumentParser:
+    """The parser of one verb, in the one style of all."""
+    return _Parser(
+        prog=f"frameflex {verb}",
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a usage error, instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"frameflex: {message}; see {self.prog} --help\n")
+
+
+def add_loading_options(parser: argparse.ArgumentParser, *, batch_size: int = 8, device: bool = True) -> None:
+    """--batch-size, --workers and --device."""
+    parser.add_argument(
+        "--batch-size", type=positive, default=batch_size, help=f"videos at once (default: {batch_size})"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
+    if device:
+        parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+
+
+def add_views_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--views", default="1x1", choices=VIEWS, help="clips x crops a video (default: 1x1)")
+
+
+def frame_counts(text: str) -> tuple[int, ...]:
+    """Parse "4,8,16", "1-20" or a mix of both into ascending, different frame counts."""
+    counts: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            low, high = int(first), int(last) if dash else int(first)
+        except ValueError:
+            low, high = 0, 0
+        if not 1 <= low <= high <= 1024:
+            raise argparse.ArgumentTypeError(f"{text!r} are no frame counts; expected such as 4,8,16 or 1-20")
+        counts.update(range(low, high + 1))
+    return tuple(sorted(counts))
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number of at least 1")
+    return int(text)
+
+
+def fail(message: str, *, status: int) -> int:
+    print(f"frameflex: {message}", file=sys.stderr)  # noqa: T201
+    return status
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error that we raise ourselves; of any other also its kind, and how to see more."""
+    from frameflex.checkpoint import CheckpointError
+    from frameflex.data.video import VideoError
+
+    message = " ".join(str(error).split())
+    if isinstance(error, (ValueError, FileNotFoundError, FileExistsError, VideoError, CheckpointError)):
+        return message
+    return f"{type(error).__name__}: {message} (run again with --debug for details)"

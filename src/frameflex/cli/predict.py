@@ -1,0 +1,77 @@
+"""``frameflex predict``: recognise what happens in videos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from frameflex.cli.options import (
+    add_loading_options,
+    add_views_option,
+    parser_of,
+    positive,
+)
+
+
+def run(argv: list[str], console: Any) -> int:
+    parser = parser_of(
+        "predict",
+        "Recognise what happens in videos. A file that can't be decoded is reported and counted; the others go\n"
+        "on, and the exit status is 1.",
+        "frameflex predict best.safetensors clip.mp4 'more/*.webm' --frames 8 --top 3",
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file of frameflex"
+    )
+    parser.add_argument(
+        "videos", nargs="+", metavar="VIDEO", help="files, folders (searched) or quoted patterns"
+    )
+    parser.add_argument(
+        "--frames", type=positive, help="frames to look at (default: the largest trained count)"
+    )
+    parser.add_argument(
+        "--budget", choices=["auto"], help="few frames first, more only while the answer is unsure"
+    )
+    parser.add_argument("--confidence", type=float, default=0.8, help="for --budget, 0 to 1 (default: 0.8)")
+    parser.add_argument("--top", type=positive, default=5, help="answers for each video (default: 5)")
+    add_views_option(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object a line on standard output")
+    add_loading_options(parser)
+    args = parser.parse_args(argv)
+    from frameflex.console import progress
+    from frameflex.data.datasets import find_video_files
+    from frameflex.data.video import VideoError
+    from frameflex.deploy.recognizer import Recognizer
+
+    recognizer = Recognizer.from_checkpoint(args.checkpoint, device=args.device)
+    files = find_video_files(args.videos)
+    failed = 0
+    with progress(console, "recognising") as on_progress:
+        answers = recognizer.recognize_many(
+            files,
+            num_frames=args.frames,
+            budget=args.budget,
+            confidence=args.confidence,
+            top=args.top,
+            views=args.views,
+            batch_size=args.batch_size,
+            num_workers=args.workers,
+        )
+        for done, (file, answer) in enumerate(answers, start=1):
+            on_progress(done, len(files))
+            if isinstance(answer, VideoError):
+                failed += 1
+                if args.json:
+                    print(json.dumps({"video": str(file), "error": str(answer)}, ensure_ascii=False))  # noqa: T201
+                console.print(f"frameflex: {answer}", style="red")
+            elif args.json:
+                values = {"video": str(file), "predictions": [vars(prediction) for prediction in answer]}
+                print(json.dumps(values, ensure_ascii=False))  # noqa: T201
+            else:
+                print(file)  # noqa: T201
+                for prediction in answer:
+                    print(f"  {prediction.probability:6.1%}  {prediction.label}")  # noqa: T201
+    if failed:
+        console.print(f"frameflex: {failed} of {len(files)} videos could not be recognised", style="red")
+    return 1 if failed else 0
