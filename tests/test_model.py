@@ -13,14 +13,14 @@ from torch.utils.checkpoint import checkpoint
 from frameflex.models import TSM, TemporalShift, TSMResNet50, create_model, temporal_shift
 
 
-def slow_shift(x, num_frames, shift_div):
+def slow_shift(x, num_frames, shift_div, causal=False):
     """The formula of the paper, one value at a time in t and c."""
     fold = x.shape[1] // shift_div
     out = torch.zeros_like(x)
     for n in range(x.shape[0]):
         clip, t = divmod(n, num_frames)
         for c in range(x.shape[1]):
-            source = t + 1 if c < fold else t - 1 if c < 2 * fold else t
+            source = t + 1 if c < fold and not causal else t - 1 if fold <= c < 2 * fold else t
             if 0 <= source < num_frames:
                 out[n, c] = x[clip * num_frames + source, c]
     return out
@@ -34,11 +34,17 @@ def tiny(**options):
 
 
 @given(
-    st.integers(1, 3), st.integers(1, 7), st.integers(2, 20), st.integers(2, 9), st.booleans(), st.booleans()
+    st.integers(1, 3),
+    st.integers(1, 7),
+    st.integers(2, 20),
+    st.integers(2, 9),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
 def test_shift_equals_the_loop_written_from_the_formula(
-    batch, num_frames, channels, div, channels_last, double
+    batch, num_frames, channels, div, channels_last, double, causal
 ):
     if div > channels:
         div = channels
@@ -46,7 +52,8 @@ def test_shift_equals_the_loop_written_from_the_formula(
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     before = x.clone()
-    assert torch.equal(temporal_shift(x, num_frames, div), slow_shift(x, num_frames, div))
+    shifted = temporal_shift(x, num_frames, div, causal=causal)
+    assert torch.equal(shifted, slow_shift(x, num_frames, div, causal))
     assert torch.equal(x, before)
 
 
@@ -65,10 +72,11 @@ def test_shift_draws_the_picture_in_its_docstring():
     assert torch.equal(temporal_shift(x, 4, shift_div=4)[:, :, 0, 0], expected)
 
 
-def test_shift_gradients_are_exact():
+@pytest.mark.parametrize("causal", [False, True])
+def test_shift_gradients_are_exact(causal):
     x = torch.randn(6, 5, 2, 1, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: temporal_shift(x, 3, 2), x)
-    assert torch.autograd.gradgradcheck(lambda x: temporal_shift(x, 3, 2), x)
+    assert torch.autograd.gradcheck(lambda x: temporal_shift(x, 3, 2, causal=causal), x)
+    assert torch.autograd.gradgradcheck(lambda x: temporal_shift(x, 3, 2, causal=causal), x)
 
 
 def test_shift_keeps_the_memory_format():
@@ -80,6 +88,32 @@ def test_module_shifts_and_then_applies_its_net():
     conv = nn.Conv2d(16, 4, 1)
     x = torch.randn(8, 16, 3, 3)
     torch.testing.assert_close(TemporalShift(conv, num_frames=4)(x), conv(slow_shift(x, 4, 8)))
+
+
+def test_the_causal_shift_leaves_alone_what_the_other_takes_from_the_future():
+    x = torch.randn(8, 16, 3, 3)
+    both, past = temporal_shift(x, 4), temporal_shift(x, 4, causal=True)
+    assert torch.equal(past[:, :2], x[:, :2])
+    assert torch.equal(past[:, 2:], both[:, 2:])
+
+
+def test_no_frame_of_a_causal_model_depends_on_a_later_one():
+    clip = torch.randn(1, 3, 6, 32, 32)
+    changed = clip.clone()
+    changed[:, :, 4:] = torch.randn(1, 3, 2, 32, 32)
+    for shift, same in (("causal", True), ("bidirectional", False)):
+        model = tiny(shift=shift).eval()
+        with torch.no_grad():
+            before, after = model.forward_frames(clip), model.forward_frames(changed)
+        assert torch.allclose(before[:, :4], after[:, :4], atol=1e-6) is same
+        assert not torch.allclose(before[:, 4:], after[:, 4:], atol=1e-3)
+
+
+def test_a_causal_model_refuses_what_looks_ahead():
+    with pytest.raises(ValueError, match="'causal' but temporal_pool looks at later frames"):
+        TSM("resnet18", num_classes=3, shift="causal", temporal_pool=True)
+    with pytest.raises(ValueError, match="temporal_pool and non_local look at later frames"):
+        TSM("resnet18", num_classes=3, shift="causal", temporal_pool=True, non_local="gaussian")
 
 
 def test_resnet50_maps_clips_to_174_logits_and_counts_its_parameters():
@@ -114,13 +148,14 @@ def test_gradients_reach_every_parameter():
     assert without == []
 
 
-def test_the_model_equals_a_backbone_whose_shifts_are_slow_loops():
-    model = tiny().eval()
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_model_equals_a_backbone_whose_shifts_are_slow_loops(causal):
+    model = tiny(shift="causal" if causal else "bidirectional").eval()
     plain = tiny(shift="none").eval()
     plain.load_state_dict({k.replace(".net.", "."): v for k, v in model.state_dict().items()})
     for block in plain.backbone.modules():
         if hasattr(block, "conv1") and block is not plain.backbone:
-            block.conv1.register_forward_pre_hook(lambda module, args: (slow_shift(args[0], 5, 8),))
+            block.conv1.register_forward_pre_hook(lambda module, args: (slow_shift(args[0], 5, 8, causal),))
     clip = torch.randn(2, 3, 5, 32, 32)
     frames = torch.stack([clip[b, :, t] for b in range(2) for t in range(5)])
     with torch.no_grad():

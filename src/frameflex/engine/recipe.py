@@ -90,7 +90,8 @@ class Model:
             `shift` other than its own is added or taken away), and what it expects of its pixels; rows of the
             classifier are kept where class names agree, and new where they don't.
         dropout: before the classifier.
-        shift: "bidirectional", or "none" for a baseline that can't see order.
+        shift: "bidirectional"; "causal", which sees only the past, for streaming; or "none" for a baseline that can't
+            see order.
         shift_div: one channel in so many moves in each direction.
         backbone_options: further arguments of timm.create_model.
         frame_norms: method ffn: norms of its own for each frame count.
@@ -101,7 +102,7 @@ class Model:
     pretrained: bool | str = True
     init: str | None = None
     dropout: float = 0.5
-    shift: Literal["bidirectional", "none"] = "bidirectional"
+    shift: Literal["bidirectional", "causal", "none"] = "bidirectional"
     shift_div: int = 8
     backbone_options: dict[str, Any] = field(default_factory=dict)
     frame_norms: bool = True

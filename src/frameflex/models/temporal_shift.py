@@ -11,7 +11,7 @@ from torch import Tensor, nn
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def temporal_shift(x: Tensor, num_frames: int, shift_div: int = 8) -> Tensor:
+def temporal_shift(x: Tensor, num_frames: int, shift_div: int = 8, *, causal: bool = False) -> Tensor:
     """Move an eighth of the channels one frame back in time and an eighth one frame ahead (TSM, section 3).
 
     With ``fold = C // shift_div``, channels ``[0, fold)`` of frame t take the values of frame t+1,
@@ -26,11 +26,16 @@ def temporal_shift(x: Tensor, num_frames: int, shift_div: int = 8) -> Tensor:
         frame 3        .   .  2c  2d  3e  3f  3g  3h
                      from t+1 from t-1     unmoved
 
+    The causal shift has only the second half of that: ``[fold, 2 * fold)`` take frame t-1's values and
+    ``[0, fold)`` stay, so that no frame depends on a later one. Channels that both shifts move, both move alike:
+    weights trained with one are a start for the other.
+
     Args:
         x: features ``(B * num_frames, C, H, W)``, the frames of one clip adjacent; any memory format, which
             the result keeps.
         num_frames: T, frames of one clip, at least 1 (with one frame the moved channels are zero).
         shift_div: 2 to C; each direction moves ``C // shift_div`` channels.
+        causal: only from the past.
 
     Returns:
         A new tensor of the shape of ``x``; ``x`` itself is never written to.
@@ -49,7 +54,7 @@ def temporal_shift(x: Tensor, num_frames: int, shift_div: int = 8) -> Tensor:
             "expected (B * num_frames, C, H, W) with the frames of one clip adjacent"
         )
     fold = shifted_channels(x.shape[1], shift_div)
-    return _Shift.apply(x, num_frames, fold, False)
+    return _Shift.apply(x, num_frames, fold, causal, False)
 
 
 def shifted_channels(num_channels: int, shift_div: int) -> int:
@@ -67,30 +72,34 @@ def shifted_channels(num_channels: int, shift_div: int) -> int:
 
 
 class _Shift(torch.autograd.Function):
-    """The shift as one copy each way; its gradient is the same shift with the directions exchanged."""
+    """The shift as one copy each way; its gradient is the same shift with time running backwards."""
 
     @staticmethod
-    def forward(x: Tensor, num_frames: int, fold: int, reverse: bool) -> Tensor:
+    def forward(x: Tensor, num_frames: int, fold: int, causal: bool, reverse: bool) -> Tensor:
         out = torch.empty_like(x)
         clips = x.unflatten(0, (-1, num_frames))  # (B, T, C, H, W)
         moved = out.unflatten(0, (-1, num_frames))  # (B, T, C, H, W)
-        ahead, behind = slice(0, fold), slice(fold, 2 * fold)
+        nothing, first, second = slice(0), slice(0, fold), slice(fold, 2 * fold)
+        ahead, behind = (nothing if causal else first), second
         if reverse:
             ahead, behind = behind, ahead
         moved[:, :-1, ahead] = clips[:, 1:, ahead]
         moved[:, -1:, ahead] = 0
         moved[:, 1:, behind] = clips[:, :-1, behind]
         moved[:, :1, behind] = 0
+        if causal:
+            moved[:, :, first] = clips[:, :, first]
         moved[:, :, 2 * fold :] = clips[:, :, 2 * fold :]
         return out
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        _, ctx.num_frames, ctx.fold, ctx.reverse = inputs
+        _, ctx.num_frames, ctx.fold, ctx.causal, ctx.reverse = inputs
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        return _Shift.apply(grad, ctx.num_frames, ctx.fold, not ctx.reverse), None, None, None
+        moved = _Shift.apply(grad, ctx.num_frames, ctx.fold, ctx.causal, not ctx.reverse)
+        return moved, None, None, None, None
 
 
 def frames_left(num_frames: int, time_stride: int) -> int:
@@ -107,10 +116,17 @@ class TemporalShift(nn.Module):
             every forward.
         shift_div: see `temporal_shift`.
         time_stride: 2 behind temporal pooling, where features of only ``ceil(T / 2)`` frames are left of a clip.
+        causal: see `temporal_shift`.
     """
 
     def __init__(
-        self, net: nn.Module, num_frames: int = 16, shift_div: int = 8, time_stride: int = 1
+        self,
+        net: nn.Module,
+        num_frames: int = 16,
+        shift_div: int = 8,
+        time_stride: int = 1,
+        *,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         in_channels = getattr(net, "in_channels", None)
@@ -121,10 +137,12 @@ class TemporalShift(nn.Module):
         self.num_frames = num_frames
         self.shift_div = shift_div
         self.time_stride = time_stride
+        self.causal = causal
 
     def forward(self, x: Tensor) -> Tensor:
         """Features ``(B * num_frames, C, H, W)`` through the shift and ``net``."""
-        x = temporal_shift(x, frames_left(self.num_frames, self.time_stride), self.shift_div)
+        num_frames = frames_left(self.num_frames, self.time_stride)
+        x = temporal_shift(x, num_frames, self.shift_div, causal=self.causal)
         return self.net(x if self.scale is None else self.scale(x))
 
     def at_num_frames(self, num_frames: int) -> TemporalShift:
@@ -135,7 +153,7 @@ class TemporalShift(nn.Module):
         return view
 
     def extra_repr(self) -> str:
-        return f"num_frames={self.num_frames}, shift_div={self.shift_div}"
+        return f"num_frames={self.num_frames}, shift_div={self.shift_div}, causal={self.causal}"
 
 
 def at_num_frames(module: Module, num_frames: int) -> Module:

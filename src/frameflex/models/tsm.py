@@ -15,7 +15,7 @@ from frameflex.models.backbones import family_of, shift_sites
 from frameflex.models.non_local import NON_LOCALS, NonLocal, TemporalPool
 from frameflex.models.temporal_shift import TemporalShift, at_num_frames
 
-SHIFTS = ("bidirectional", "none")
+SHIFTS = ("bidirectional", "causal", "none")
 SHIFT_PLACES = ("residual", "block")
 
 
@@ -46,7 +46,9 @@ class TSM(nn.Module):
         num_classes: K.
         dropout: probability of dropping a pooled feature, before the classifier.
         shift_div: an eighth (8) of the channels moves in each direction.
-        shift: ``"bidirectional"``, or ``"none"`` for the plain 2D network (a baseline that can't see order).
+        shift: ``"bidirectional"``; ``"causal"``, where frames see only the past, so that a video can be classified
+            frame by frame while it runs (`CausalStep`); or ``"none"`` for the plain 2D network (a baseline that
+            can't see order).
         shift_place: ``"residual"``, or ``"block"`` to shift the input of whole blocks, identity path included, as
             TSM's ablation does (ResNets only; it costs accuracy).
         shift_every: shift every so many blocks of a stage; None for what is published: all, and every second one
@@ -65,7 +67,8 @@ class TSM(nn.Module):
             of weights for every T.
 
     Raises:
-        ValueError: for an architecture without a row in the table of backbones or an impossible ``shift_div``.
+        ValueError: for an architecture without a row in the table of backbones, an impossible ``shift_div``, or a
+            causal shift beside what looks ahead (``temporal_pool``, ``non_local``).
         RuntimeError: if pretrained weights can't be had or don't fit.
     """
 
@@ -103,6 +106,14 @@ class TSM(nn.Module):
             )
         if non_local not in ("none", *NON_LOCALS):
             raise ValueError(f"non_local is {non_local!r}; expected none or one of {', '.join(NON_LOCALS)}")
+        ahead = [
+            name for name, on in (("temporal_pool", temporal_pool), ("non_local", non_local != "none")) if on
+        ]
+        if shift == "causal" and ahead:
+            raise ValueError(
+                f"shift is 'causal' but {' and '.join(ahead)} {'look' if ahead[1:] else 'looks'} at later frames; "
+                "leave that out, or set shift to 'bidirectional'"
+            )
         family = family_of(backbone)
         self.config: dict[str, Any] = {
             "backbone": backbone,
@@ -128,7 +139,10 @@ class TSM(nn.Module):
                 name = names[block] if shift_place == "block" else f"{names[block]}.{conv}"
                 pooled = temporal_pool and not name.startswith("layer1.")
                 shifted = TemporalShift(
-                    self.backbone.get_submodule(name), shift_div=shift_div, time_stride=2 if pooled else 1
+                    self.backbone.get_submodule(name),
+                    shift_div=shift_div,
+                    time_stride=2 if pooled else 1,
+                    causal=shift == "causal",
                 )
                 _replace(self.backbone, name, shifted)
         if non_local != "none":
