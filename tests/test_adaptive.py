@@ -67,12 +67,31 @@ def test_the_threshold_is_chosen_on_other_videos_than_it_is_reported_on():
     assert report.full_top1 == 1.0
 
 
+def test_a_first_look_that_is_never_sure_is_left_out():
+    labels = torch.zeros(40, dtype=torch.long)
+    logits = {
+        2: scores(*[0.4] * 40),  # never right
+        4: scores(*([0.95] * 30 + [0.4] * 10)),  # sure and right on three quarters
+        8: scores(*[0.9] * 40),
+    }
+    results = [CountResult(t, 0, 0, 0, t / 2, 1.0) for t in logits]
+    measured = Evaluation(
+        results=results, trained_counts=(2, 4, 8), class_names=["a", "b"],
+        names=[str(i) for i in range(40)], labels=labels, logits=logits, views="1x1",
+    )  # fmt: skip
+    report = adaptive_report(measured, (2, 4, 8), max_drop=0.0)
+    assert report.frame_counts == (4, 8)
+    assert report.chosen.top1 == 1.0
+    assert report.chosen.gflops == pytest.approx(2 + 0.25 * 4)
+
+
 def test_recognizer_with_a_budget_stops_where_it_is_sure(trained):
     data, paths = trained
     recognizer = Recognizer.from_checkpoint(paths["ffn"], device="cpu")
     video = data / "val" / "going left" / "0.mp4"
     assert recognizer(video, budget="auto", confidence=0.01) == recognizer(video, num_frames=2)
     assert recognizer(video, budget="auto", confidence=1.01) == recognizer(video, num_frames=4)
+    assert recognizer(video, budget=(3, 2), confidence=1.01) == recognizer(video, num_frames=3)
     with pytest.raises(ValueError, match="both num_frames and budget"):
         recognizer(video, num_frames=2, budget="auto")
     with pytest.raises(ValueError, match="budget is 'cheap'"):

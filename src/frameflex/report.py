@@ -95,7 +95,7 @@ def comparison_table(evaluations: Mapping[str, Evaluation]) -> Table:
 
 def adaptive_table(found: AdaptiveReport, name: str | None = None) -> Table:
     """Accuracy against mean cost for a sweep of confidence thresholds; rows that change nothing are left out."""
-    counts = list(found.points[0].shares)
+    counts = found.frame_counts
     title = f"{name}: " if name else ""
     table = Table(title=f"{title}{' then '.join(map(str, counts))} frames, {found.num_reported_on} videos")
     for heading in (
@@ -123,14 +123,18 @@ def adaptive_table(found: AdaptiveReport, name: str | None = None) -> Table:
 
 
 def adaptive_sentence(found: AdaptiveReport, max_drop: float) -> str:
-    """What the chosen threshold gives on videos that it was not chosen on."""
+    """What the chosen way gives on videos that it was not chosen on."""
     chosen = found.chosen
+    counts = ",".join(map(str, found.frame_counts))
+    use = f"--frames {counts}"
+    if len(found.frame_counts) > 1:
+        use = f"--budget {counts} --confidence {chosen.confidence:g}"
     return (
         f"* chosen on {found.num_chosen_on} other videos as the cheapest that loses at most {max_drop:g} points "
         f"there. On these {found.num_reported_on}: {100 * chosen.top1:.1f} % against "
         f"{100 * found.full_top1:.1f} % at the largest count, for "
         f"{100 * chosen.gflops / found.full_gflops:.0f} % of its GFLOPs. "
-        f"Use it: predict --budget auto --confidence {chosen.confidence:g}"
+        f"Use it: predict {use}"
     )
 
 

@@ -40,7 +40,9 @@ def run(argv: list[str], console: Any) -> int:
         "--untrained", choices=UNTRAINED, help="parts that serve untrained counts (default: as saved)"
     )
     parser.add_argument(
-        "--adaptive", action="store_true", help="few frames first, more only while the answer is unsure"
+        "--adaptive",
+        action="store_true",
+        help="find which of --frames to look at first, and when to look at more",
     )
     parser.add_argument(
         "--max-drop", type=float, default=0.5, help="points that --adaptive may lose (default: 0.5)"
@@ -98,7 +100,7 @@ def run(argv: list[str], console: Any) -> int:
                 views=args.views,
                 batch_size=args.batch_size,
                 num_workers=args.workers,
-                on_error=args.on_bad_video,
+                on_bad_video=args.on_bad_video,
                 label_sets=label_sets,
                 on_progress=on_progress,
             )

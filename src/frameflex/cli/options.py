@@ -56,6 +56,11 @@ def frame_counts(text: str) -> tuple[int, ...]:
     return tuple(sorted(counts))
 
 
+def budget(text: str) -> str | tuple[int, ...]:
+    """Parse "auto", or frame counts."""
+    return text if text == "auto" else frame_counts(text)
+
+
 def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number of at least 1")

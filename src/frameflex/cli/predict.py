@@ -9,6 +9,7 @@ from typing import Any
 from frameflex.cli.options import (
     add_loading_options,
     add_views_option,
+    budget,
     parser_of,
     positive,
 )
@@ -31,7 +32,10 @@ def run(argv: list[str], console: Any) -> int:
         "--frames", type=positive, help="frames to look at (default: the largest trained count)"
     )
     parser.add_argument(
-        "--budget", choices=["auto"], help="few frames first, more only while the answer is unsure"
+        "--budget",
+        type=budget,
+        metavar="COUNTS",
+        help="such as 4,8: few frames first, more only while the answer is unsure; auto: the trained counts",
     )
     parser.add_argument("--confidence", type=float, default=0.8, help="for --budget, 0 to 1 (default: 0.8)")
     parser.add_argument("--top", type=positive, default=5, help="answers for each video (default: 5)")

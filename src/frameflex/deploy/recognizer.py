@@ -60,7 +60,7 @@ class Recognizer:
         video: Source,
         *,
         num_frames: int | None = None,
-        budget: str | None = None,
+        budget: str | Sequence[int] | None = None,
         confidence: float = 0.8,
         top: int = 5,
         views: str = "1x1",
@@ -70,9 +70,10 @@ class Recognizer:
         Args:
             video: path, bytes or binary file object.
             num_frames: T, frames to look at, at least 1; by default the largest trained count.
-            budget: "auto" looks at the smallest trained count first, and at the next one only while the highest
-                probability is below ``confidence``. The video is decoded once, for all of them.
-            confidence: for ``budget``; `frameflex evaluate --adaptive` finds the value for a data set.
+            budget: frame counts, such as (4, 8), to look at the smallest first and at the next only while the highest
+                probability is below ``confidence``; "auto" for the trained ones. The video is decoded once, for all
+                of them.
+            confidence: for ``budget``; `frameflex evaluate --adaptive` finds both for a data set.
             top: how many answers, best first.
             views: "temporal views x crops": 1x1, 2x1, 1x3 or 2x3.
 
@@ -98,7 +99,7 @@ class Recognizer:
         videos: Sequence[str | Path],
         *,
         num_frames: int | None = None,
-        budget: str | None = None,
+        budget: str | Sequence[int] | None = None,
         confidence: float = 0.8,
         top: int = 5,
         views: str = "1x1",
@@ -141,13 +142,15 @@ class Recognizer:
             for index in sorted(answers):
                 yield paths[index], answers[index]
 
-    def _counts(self, num_frames: int | None, budget: str | None) -> tuple[int, ...]:
-        if budget not in (None, "auto"):
-            raise ValueError(f'budget is {budget!r}; expected "auto"')
+    def _counts(self, num_frames: int | None, budget: str | Sequence[int] | None) -> tuple[int, ...]:
+        if isinstance(budget, str) and budget != "auto":
+            raise ValueError(f'budget is {budget!r}; expected "auto", or frame counts such as (4, 8)')
         if budget and num_frames is not None:
             raise ValueError("both num_frames and budget are given; expected one of them")
-        if budget:
+        if isinstance(budget, str):
             return self.checkpoint.frame_counts
+        if budget:
+            return tuple(sorted(set(budget)))
         return (self.checkpoint.num_frames if num_frames is None else num_frames,)
 
     def _look(self, clips: Mapping[int, Tensor], confidence: float) -> Tensor:
@@ -177,7 +180,7 @@ class Recognizer:
             transform=EvalTransform(self.checkpoint.preprocessing, num_crops=num_crops),
             training=False,
             num_views=num_views,
-            on_error="skip",
+            on_bad_video="skip",
             **self.checkpoint.sampling,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from frameflex.engine.evaluation import Evaluation
 
 THRESHOLDS = (*(round(0.3 + 0.01 * step, 2) for step in range(70)), 0.995, 0.999, 1.01)
+MOST_LOOKS = 3  # at one video: more of them than that never paid
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,20 @@ class AdaptivePoint:
 
 @dataclass(frozen=True)
 class AdaptiveReport:
-    """A threshold chosen on one half of the videos, and what it gives on the other.
+    """Frame counts and a threshold chosen on one half of the videos, and what they give on the other.
 
     Attributes:
-        points: the sweep, on the half that is reported on.
-        chosen: the cheapest threshold within the allowed drop on the half it was chosen on, measured on the other.
+        frame_counts: the T's to look at in turn, fewest first; a single one where no second look pays.
+        points: the sweep of thresholds at these counts, on the half that is reported on.
+        chosen: the threshold of the cheapest way within the allowed drop on the half it was chosen on, measured on
+            the other.
         full_top1: of the largest count alone, on the half that is reported on.
         full_gflops: of the largest count alone.
         num_chosen_on: videos of the one half.
         num_reported_on: videos of the other.
     """
 
+    frame_counts: tuple[int, ...]
     points: list[AdaptivePoint]
     chosen: AdaptivePoint
     full_top1: float
@@ -52,11 +57,14 @@ class AdaptiveReport:
 
 
 def adaptive_report(measured: Evaluation, frame_counts: Sequence[int], *, max_drop: float) -> AdaptiveReport:
-    """Choose a threshold on every second video of each class and report on the others.
+    """Choose counts to look at, and a threshold, on every second video of each class; report on the others.
+
+    Every choice of at most three of ``frame_counts`` is tried at every threshold. A first look that is rarely sure
+    costs more than it saves, so the fewest frames are not always the right ones to begin with.
 
     Args:
         measured: has logits at every count.
-        frame_counts: the T's that are looked at in turn, fewest first.
+        frame_counts: the T's to choose from; the largest is what accuracy is held against.
         max_drop: top-1 that may be lost against the largest count, 0 to 1.
 
     Raises:
@@ -76,18 +84,26 @@ def adaptive_report(measured: Evaluation, frame_counts: Sequence[int], *, max_dr
         raise ValueError("one half of the videos would be empty; expected at least two of a class")
     costs = {count: measured.at(count).gflops for count in counts}
 
-    def sweep(part: Tensor) -> list[AdaptivePoint]:
-        logits = {count: measured.logits[count][part] for count in counts}
-        return [run_adaptive(logits, measured.labels[part], costs, confidence) for confidence in THRESHOLDS]
+    def sweep(schedule: Sequence[int], part: Tensor) -> list[AdaptivePoint]:
+        logits = {count: measured.logits[count][part] for count in schedule}
+        thresholds = THRESHOLDS if len(schedule) > 1 else THRESHOLDS[-1:]
+        return [run_adaptive(logits, measured.labels[part], costs, confidence) for confidence in thresholds]
 
     def full(part: Tensor) -> float:
         return float((measured.logits[counts[-1]][part].argmax(1) == measured.labels[part]).double().mean())
 
-    allowed = [point for point in sweep(mask) if point.top1 >= full(mask) - max_drop - 1e-9]
-    # The last threshold never stops early, so there is always one; the cheapest is chosen.
-    confidence = min(allowed, key=lambda point: point.gflops).confidence
-    points = sweep(~mask)
+    needed = full(mask) - max_drop - 1e-9
+    schedules = [
+        schedule for num_looks in range(1, MOST_LOOKS + 1) for schedule in combinations(counts, num_looks)
+    ]
+    allowed = [
+        (point, schedule) for schedule in schedules for point in sweep(schedule, mask) if point.top1 >= needed
+    ]  # never empty: the largest count alone is among them
+    cheapest, schedule = min(allowed, key=lambda found: found[0].gflops)
+    confidence = cheapest.confidence
+    points = sweep(schedule, ~mask)
     return AdaptiveReport(
+        frame_counts=schedule,
         points=points,
         chosen=next(point for point in points if point.confidence == confidence),
         full_top1=full(~mask),
