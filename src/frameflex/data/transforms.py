@@ -166,6 +166,10 @@ class EvalTransform:
         Raises:
             ValueError: if frames are not uint8 RGB.
         """
+        return self.normalise(self.crops(frames))
+
+    def crops(self, frames: Tensor) -> Tensor:
+        """Resize and crop alone: uint8 `(num_crops, N, 3, h, w)`, for who keeps frames for later; errors as above."""
         _check_frames(frames)
         side, crop = self.preprocessing.short_side, self.preprocessing.crop_size
         height, width = frames.shape[-2:]
@@ -182,7 +186,11 @@ class EvalTransform:
             starts = _three_places(long_side - side, self.preprocessing.geometry)
             places = [(0, start) if height <= width else (start, 0) for start in starts]
         squares = [frames[..., top : top + crop, left : left + crop] for top, left in places]
-        return _normalise(torch.stack(squares), self.preprocessing)
+        return torch.stack(squares)
+
+    def normalise(self, crops: Tensor) -> Tensor:
+        """Turn what `crops` gives into the clip, float32 `(num_crops, 3, N, h, w)`."""
+        return _normalise(crops, self.preprocessing)
 
 
 def _centre(spare: int, geometry: str) -> int:

@@ -1,0 +1,269 @@
+"""Read a video or stream from its start to its end, once, over whatever is damaged in it.
+
+`open_video` gives frames by number, looks at the whole file first, and refuses one that is broken in the middle:
+right for short clips that a number is reported of. Hours of video and live streams are read here instead: in one
+pass, a frame at a time, and what can't be decoded is told and stepped over. Frames, their times and their pixels are
+those of `open_video` where it can read the file.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+import torch
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+
+from frameflex.data.video import (
+    MAX_PIXELS,
+    VideoError,
+    _is_cover_picture,
+    _nal_length_bytes,
+    _nal_units_fit,
+    _rate,
+)
+
+_MOST_ERRORS = 500
+"""So many errors in a row, without a frame between them, end a source: it isn't going to recover."""
+
+_FEW_PIXELS = 1280 * 720  # up to here one thread decodes fast enough, and holds fewer frames back
+_GUESSED_TIMES = {"avi"}  # stores no presentation times; FFmpeg guesses them, wrongly with B-frames
+
+
+class SourceLost(VideoError):
+    """A source stopped giving data: a closed connection, a time-out, an unplugged camera."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something that could not be decoded.
+
+    Attributes:
+        seconds: time of the last frame before it.
+        reason: what the decoder said.
+    """
+
+    seconds: float
+    reason: str
+
+
+class TimedFrame:
+    """A decoded picture and its time; it becomes RGB when `image` is called.
+
+    Attributes:
+        seconds: from the source's first frame, on the source's own clock: it may jump where that does.
+        height: pixels, upright.
+        width: pixels, upright.
+        num_bytes: memory that the decoded picture takes.
+    """
+
+    def __init__(self, picture: VideoFrame, seconds: float, reformatter: VideoReformatter, name: str) -> None:
+        self._picture, self._reformatter, self._name = picture, reformatter, name
+        self._quarter_turns = round(picture.rotation / 90) % 4
+        self.seconds = seconds
+        self.height, self.width = (picture.height, picture.width)[:: -1 if self._quarter_turns % 2 else 1]
+        self.num_bytes = sum(plane.buffer_size for plane in picture.planes)
+
+    def image(self, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """RGB, uint8 ``(3, H, W)``, upright, in memory channels last; scaled to ``size`` (height, width) if given.
+
+        Raises:
+            VideoError: if the pixel format can't be converted.
+        """
+        height, width = size or (self.height, self.width)
+        if self._quarter_turns % 2:
+            height, width = width, height
+        try:
+            # One reformatter for all frames keeps its scaling tables.
+            rgb = self._reformatter.reformat(self._picture, width=width, height=height, format="rgb24")
+        except (av.error.FFmpegError, ValueError) as error:
+            raise VideoError(
+                f"video {self._name}: pixels of format {self._picture.format.name} can't be converted to RGB "
+                f"({error}). Convert it with `ffmpeg -i INPUT -pix_fmt yuv420p OUTPUT.mp4`."
+            ) from error
+        plane = rgb.planes[0]
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
+        image = rows[:, : 3 * width].reshape(height, width, 3)
+        if self._quarter_turns:
+            image = np.rot90(image, self._quarter_turns)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
+
+
+class SequentialReader:
+    """Reads the first video stream of a file, address or device; a context manager.
+
+    Args:
+        source: path, address, or what a device is called.
+        container_format: FFmpeg's name of a format or device; by default told from the data.
+        options: of FFmpeg for the format.
+        protocols: which ones may be used, comma-separated: a playlist must not make us read other things.
+        timeout_seconds: longest wait for data, and for a connection; None for files.
+        live: decode with little delay instead of fast.
+
+    Attributes:
+        name: what messages call it.
+        fps: stated or guessed frames a second.
+        duration_seconds: stated length, or None for what has none, such as a camera.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        SourceLost: if there is no connection, or no answer in time.
+        VideoError: if it isn't a video.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        container_format: str | None = None,
+        options: Mapping[str, str] | None = None,
+        protocols: str = "file",
+        timeout_seconds: float | None = None,
+        live: bool = False,
+    ) -> None:
+        self.name = os.fspath(source)
+        if protocols == "file" and container_format is None:
+            if not os.path.exists(self.name):
+                raise FileNotFoundError(f"video {self.name}: there is no such file. Check the path.")
+            source = os.path.abspath(source)  # can't be taken for one of FFmpeg's protocols ("concat:a|b")
+        self._reformatter = VideoReformatter()
+        try:
+            self._container: Any = av.open(
+                os.fspath(source),
+                format=container_format,
+                container_options={"protocol_whitelist": protocols, **(options or {})},
+                timeout=timeout_seconds,
+            )
+        except (FileNotFoundError, PermissionError) as error:
+            if protocols == "file" and container_format is None:
+                raise
+            raise SourceLost(f"{self.name}: can't be opened ({_reason(error)})") from error
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            if protocols == "file" and container_format is None:
+                raise VideoError(
+                    f"video {self.name}: not a video file ({_reason(error)}). "
+                    "Download it again, or list it with `frameflex data check`."
+                ) from error
+            raise SourceLost(f"{self.name}: can't be opened ({_reason(error)})") from error
+        try:
+            self._prepare(live)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, live: bool) -> None:
+        streams = [s for s in self._container.streams.video if not _is_cover_picture(s)]
+        if self._container.format.name == "tty" or not streams:
+            raise VideoError(
+                f"video {self.name}: no video stream (it is {self._container.format.long_name})."
+            )
+        self._stream = streams[0]
+        context = self._stream.codec_context
+        if context is None:
+            raise VideoError(
+                f"video {self.name}: no decoder for its codec. Convert it with "
+                "`ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4`."
+            )
+        if context.width * context.height <= _FEW_PIXELS:
+            context.thread_type, context.thread_count = "NONE", 1
+        elif not live:
+            context.thread_type = "AUTO"
+        context.options = {"max_pixels": str(MAX_PIXELS)}  # holds for sizes that change later, too
+        total = self._container.duration
+        self.duration_seconds = total / av.time_base if total and total > 0 else None
+        self.fps = _rate(self._stream, fallback=25.0)
+        self._has_times = not set(self._container.format.name.split(",")) & _GUESSED_TIMES
+
+    def __iter__(self) -> Iterator[TimedFrame | Damage]:
+        """Yield frames in the order in which they are shown, and between them what was damaged.
+
+        Raises:
+            SourceLost: if the source stops giving data before its end.
+        """
+        first_pts: int | None = None
+        seconds, count, errors = 0.0, 0, 0
+        unit = float(self._stream.time_base or 0)
+        nal_bytes = _nal_length_bytes(self._stream)
+        for packet in self._packets():
+            if isinstance(packet, str):
+                errors += 1
+                yield Damage(seconds, packet)
+                frames = []
+            else:
+                if packet.size and (
+                    packet.is_corrupt or (nal_bytes and not _nal_units_fit(packet, nal_bytes))
+                ):
+                    yield Damage(seconds, "a damaged packet")
+                try:
+                    frames = self._stream.decode(packet)
+                except av.error.EOFError:
+                    frames = []
+                except (av.error.FFmpegError, ValueError) as error:
+                    # At the start of a stream that was joined midway, this is normal until the first key frame.
+                    errors += 1
+                    frames = []
+                    yield Damage(seconds, _reason(error))
+            for frame in frames:
+                errors = 0
+                if frame.height * frame.width > MAX_PIXELS:
+                    raise VideoError(
+                        f"video {self.name}: a frame has {frame.width}x{frame.height} pixels; expected at most "
+                        f"{MAX_PIXELS} (8192x4320)."
+                    )
+                if self._has_times and frame.pts is not None and unit:
+                    if first_pts is None:
+                        first_pts = frame.pts
+                    seconds = (frame.pts - first_pts) * unit
+                elif self._has_times and first_pts is not None:
+                    seconds += 1 / self.fps
+                else:
+                    seconds = count / self.fps
+                count += 1
+                if frame.is_corrupt:
+                    yield Damage(seconds, "a frame with missing parts")
+                yield TimedFrame(frame, seconds, self._reformatter, self.name)
+            if errors > _MOST_ERRORS:
+                raise SourceLost(f"{self.name}: {errors} errors without a frame between them")
+
+    def _packets(self) -> Iterator[Any]:
+        """Yield packets, the empty one at the end included, or the message of an error between them."""
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except (BlockingIOError, av.error.BlockingIOError):  # a device that has no picture yet
+                time.sleep(0.005)
+                packets = self._container.demux(self._stream)
+                continue
+            except (av.error.InvalidDataError, ValueError) as error:
+                yield _reason(error)
+                packets = self._container.demux(self._stream)
+                continue
+            except (av.error.FFmpegError, OSError) as error:
+                raise SourceLost(f"{self.name}: lost ({_reason(error)})") from error
+            if packet is None:
+                return
+            yield packet
+
+    def close(self) -> None:
+        """Let go of the source."""
+        self._container.close()
+
+    def __enter__(self) -> SequentialReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, av.error.ExitError):
+        return "no data in time"
+    return str(getattr(error, "strerror", None) or error)
