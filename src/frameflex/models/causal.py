@@ -68,7 +68,7 @@ class CausalStep(nn.Module):
                 branch = branch.setdefault(parent, {})
             branch[last] = place
             module = self.backbone.get_submodule(name)
-            setattr(self.backbone.get_submodule(".".join(parents)), last, _ShiftStep(module))  # type: ignore[arg-type]
+            setattr(self.backbone.get_submodule(".".join(parents)), last, _ShiftStep(module))
         self.num_states = len(places)
         self.eval().requires_grad_(False)
 
@@ -132,7 +132,7 @@ class _ShiftStep(nn.Module):
         self.shift_div = shift.shift_div
         self.net = shift.net
         self.gain: Tensor | None
-        gain = None if shift.scale is None else (1 + shift.scale.weight.detach()).view(-1, 1, 1)  # type: ignore[operator, union-attr]
+        gain = None if shift.scale is None else (1 + shift.scale.weight.detach()).view(-1, 1, 1)  # type: ignore[operator]
         if gain is not None and type(shift.net) in (nn.Conv2d, Conv2dSame):
             self.net, gain = _scaled(shift.net, gain), None  # type: ignore[arg-type]
         self.register_buffer("gain", gain)
