@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from frameflex.cli.event_options import probability
+from frameflex.cli.long_videos import add_window_options, check_window_options, recognize_long
 from frameflex.cli.options import (
     add_loading_options,
     add_views_option,
@@ -19,8 +21,9 @@ def run(argv: list[str], console: Any) -> int:
     parser = parser_of(
         "predict",
         "Recognise what happens in videos. A file that can't be decoded is reported and counted; the others go\n"
-        "on, and the exit status is 1.",
-        "frameflex predict best.safetensors clip.mp4 'more/*.webm' --frames 8 --top 3",
+        "on, and the exit status is 1. With --window: what happens when in a long video.",
+        "frameflex predict best.safetensors clip.mp4 'more/*.webm' --frames 8 --top 3\n"
+        "  frameflex predict best.safetensors match.mp4 --window 2s --stride 1s --output events.srt",
     )
     parser.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file of frameflex"
@@ -37,12 +40,17 @@ def run(argv: list[str], console: Any) -> int:
         metavar="COUNTS",
         help="such as 4,8: few frames first, more only while the answer is unsure; auto: the trained counts",
     )
-    parser.add_argument("--confidence", type=float, default=0.8, help="for --budget, 0 to 1 (default: 0.8)")
+    parser.add_argument(
+        "--confidence", type=probability, default=0.8, help="for --budget, 0 to 1 (default: 0.8)"
+    )
     parser.add_argument("--top", type=positive, default=5, help="answers for each video (default: 5)")
     add_views_option(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line on standard output")
     add_loading_options(parser)
+    add_window_options(parser)
+    parser.set_defaults(batch_size=None)
     args = parser.parse_args(argv)
+    check_window_options(parser, args)
     from frameflex.console import progress
     from frameflex.data.datasets import find_video_files
     from frameflex.data.video import VideoError
@@ -50,6 +58,8 @@ def run(argv: list[str], console: Any) -> int:
 
     recognizer = Recognizer.from_checkpoint(args.checkpoint, device=args.device)
     files = find_video_files(args.videos)
+    if args.window is not None:
+        return recognize_long(args, recognizer, files, console)
     failed = 0
     with progress(console, "recognising") as on_progress:
         answers = recognizer.recognize_many(
@@ -59,7 +69,7 @@ def run(argv: list[str], console: Any) -> int:
             confidence=args.confidence,
             top=args.top,
             views=args.views,
-            batch_size=args.batch_size,
+            batch_size=args.batch_size or 8,
             num_workers=args.workers,
         )
         for done, (file, answer) in enumerate(answers, start=1):

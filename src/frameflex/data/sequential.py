@@ -110,6 +110,7 @@ class SequentialReader:
     Attributes:
         name: what messages call it.
         fps: stated or guessed frames a second.
+        format_name: FFmpeg's, several separated by commas.
         duration_seconds: stated length, or None for what has none, such as a camera.
 
     Raises:
@@ -179,7 +180,8 @@ class SequentialReader:
         total = self._container.duration
         self.duration_seconds = total / av.time_base if total and total > 0 else None
         self.fps = _rate(self._stream, fallback=25.0)
-        self._has_times = not set(self._container.format.name.split(",")) & _GUESSED_TIMES
+        self.format_name: str = self._container.format.name
+        self._has_times = not set(self.format_name.split(",")) & _GUESSED_TIMES
 
     def __iter__(self) -> Iterator[TimedFrame | Damage]:
         """Yield frames in the order in which they are shown, and between them what was damaged.
