@@ -24,16 +24,11 @@ from frameflex.engine.finetuning import (
     rate_factors,
     video_weights,
 )
+from frameflex.engine.loading import EpochBatches
 from frameflex.engine.objective import FrameFlexibleObjective
+from frameflex.engine.optimization import build_optimizer, parameter_groups
 from frameflex.engine.recipe import RecipeError
-from frameflex.engine.training import (
-    EpochBatches,
-    build_model,
-    build_optimizer,
-    find_videos,
-    parameter_groups,
-    train,
-)
+from frameflex.engine.training import build_model, find_videos, train
 from frameflex.models import TemporalShift, create_model
 
 

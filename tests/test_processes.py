@@ -1,16 +1,24 @@
 """Several processes train one network: the same as one process, whatever their shares and whoever is stopped."""
 
+import copy
 import json
 import subprocess
 import sys
 
 import pytest
 import torch
-from helpers import moving_bar, write_video
+from helpers import moving_bar, tiny_recipe, write_video
+from timm.layers.norm_act import BatchNormAct2d
+from torch.utils.data import DataLoader
 
 from frameflex.checkpoint import load_checkpoint
+from frameflex.data.datasets import ClipDataset, collate, load_split
+from frameflex.data.transforms import Preprocessing, TrainTransform
+from frameflex.engine.evaluation import evaluate
+from frameflex.engine.loading import EpochBatches
 from frameflex.engine.recipe import Clip, Data, Model, Objective, Recipe, Training
 from frameflex.engine.training import train
+from frameflex.models.synced_norm import sync_norms
 
 SCRIPT = """
 import json, os, signal, sys
@@ -36,7 +44,18 @@ else:
 """
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="two processes would share one device")
+one_device = pytest.mark.skipif(
+    torch.accelerator.is_available(), reason="two processes would share one device"
+)
+
+
+def torchrun(*arguments):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@one_device
 def test_two_processes_stopped_and_resumed_equal_one_that_never_was(tmp_path):
     # Three videos: at one step of two a process has none. One to validate on: one process has none of those.
     for split, name, seed in (
@@ -64,14 +83,7 @@ def test_two_processes_stopped_and_resumed_equal_one_that_never_was(tmp_path):
     train(recipe("one", 2))
     recipe("two", 1).save(tmp_path / "two.yaml")
     (tmp_path / "script.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launch, str(tmp_path / "script.py"), str(tmp_path / "two.yaml")],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(tmp_path / "script.py", tmp_path / "two.yaml")
     one, two = (
         load_checkpoint(tmp_path / name / "last.safetensors", training=True).model.state_dict()
         for name in ("one", "two")
@@ -83,3 +95,129 @@ def test_two_processes_stopped_and_resumed_equal_one_that_never_was(tmp_path):
     measured = [json.loads((tmp_path / f"two{rank}.json").read_text()) for rank in (0, 1)]
     assert measured[0] == measured[1]  # one of them had nothing to measure
     assert measured[1]["results"][0]["gflops"] > 0
+
+
+def moved_bars(root, *, train, validation):
+    for split, number in (("train", train), ("val", validation)):
+        for i in range(number):
+            frames = moving_bar(8, rightwards=i % 2 == 1, size=32, seed=i + 100 * (split == "val"))
+            write_video(root / split / ("right" if i % 2 else "left") / f"{i}.mp4", frames)
+    return root
+
+
+def events(output):
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+@one_device
+def test_torchrun_has_the_loss_curve_of_one_process_with_synchronised_norms(tmp_path):
+    # Eleven videos by four: a step with three, of which one process has one. Five by two to validate on.
+    data = moved_bars(tmp_path / "data", train=11, validation=5)
+
+    def recipe(output, batch_size, **training):
+        made = tiny_recipe(
+            data, tmp_path / output, method="ffn", batch_size=batch_size, learning_rate=0.02, **training
+        )
+        made.model.dropout = 0.0
+        return made
+
+    train(recipe("one", 4))
+    recipe("two", 2, sync_norms=True).save(tmp_path / "two.yaml")
+    torchrun("-m", "frameflex", "train", tmp_path / "two.yaml")
+    one, two = (events(tmp_path / name) for name in ("one", "two"))
+    losses = [[event["loss"] for event in log if event["event"] == "step"] for log in (one, two)]
+    assert len(losses[0]) == 6
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    states = [
+        load_checkpoint(tmp_path / name / "last.safetensors").model.state_dict() for name in ("one", "two")
+    ]
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-2, atol=1e-3)
+    measured = [log[-1] for log in (one, two)]
+    assert [log["protocol"]["num_videos"] for log in measured] == [5, 5]  # not six
+    assert measured[0]["results"][1]["top1"] == measured[1]["results"][1]["top1"]
+
+
+MEASURE = """
+import os, sys
+import torch
+from frameflex.cli.train import parse_recipe
+from frameflex.engine.training import Watcher, train
+
+def note(epoch, measured, best):
+    torch.save((measured.names, measured.logits), recipe.output + "-" + os.environ["RANK"] + ".pt")
+
+recipe, _ = parse_recipe([sys.argv[1]])
+train(recipe, watcher=Watcher(on_validation=note))
+"""
+
+
+@one_device
+def test_validation_in_two_processes_measures_the_network_that_is_saved_and_each_video_once(tmp_path):
+    # Norms that are not synchronised: each process has statistics of its own, and an average of its own of them.
+    data = moved_bars(tmp_path / "data", train=6, validation=3)
+    recipe = tiny_recipe(data, tmp_path / "run", epochs=1, batch_size=2, ema_decay=0.5, learning_rate=0.05)
+    recipe.save(tmp_path / "recipe.yaml")
+    (tmp_path / "script.py").write_text(MEASURE)
+    torchrun(tmp_path / "script.py", tmp_path / "recipe.yaml")
+    saved = load_checkpoint(tmp_path / "run" / "last.safetensors")
+    expected = evaluate(
+        saved.model.to(memory_format=torch.channels_last),
+        load_split(data, "validation"),
+        preprocessing=saved.preprocessing,
+        frame_counts=(2, 4),
+    )
+    for rank in (0, 1):
+        names, logits = torch.load(tmp_path / f"run-{rank}.pt")
+        assert names == expected.names
+        for count, rows in logits.items():
+            torch.testing.assert_close(rows, expected.logits[count], rtol=1e-4, atol=1e-6)
+
+
+def test_every_process_and_worker_augments_in_its_own_way(tmp_path):
+    frames = moving_bar(8, rightwards=True, size=48)
+    for i in range(6):
+        write_video(tmp_path / "train" / "right" / f"{i}.mp4", frames)  # all the same
+        write_video(tmp_path / "train" / "left" / f"{i}.mp4", frames)
+    videos = load_split(tmp_path, "train")
+    pixels = Preprocessing(short_side=32, crop_size=32)
+    dataset = ClipDataset(
+        videos, frame_counts=(4,), transform=TrainTransform(pixels, color_jitter=0.5), training=True
+    )
+    seen, clips = [], []
+    for rank in (0, 1):
+        batches = EpochBatches(len(videos), batch_size=3, seed=0, frame_counts=(4,), rank=rank, world=2)
+        loader = DataLoader(
+            dataset, batch_sampler=batches, num_workers=2, collate_fn=collate, persistent_workers=True
+        )
+        for batches.epoch in (0, 1):
+            for batch in loader:
+                seen += [(batches.epoch, index) for index in batch.indices.tolist()]
+                clips += [clip.numpy().tobytes() for clip in batch.clips[4]]
+    assert sorted(seen) == [(epoch, video) for epoch in (0, 1) for video in range(12)]  # once an epoch
+    assert len(set(clips)) == 24
+
+
+@pytest.mark.parametrize("kind", ["plain", "with activation"])
+def test_a_synchronised_norm_of_one_process_is_the_norm(kind):
+    norm = torch.nn.BatchNorm2d(5) if kind == "plain" else BatchNormAct2d(5)
+    torch.nn.init.normal_(norm.weight)
+    both = [norm, copy.deepcopy(norm)]
+    sync_norms(torch.nn.Sequential(both[1]))
+    assert both[1].state_dict().keys() == norm.state_dict().keys()
+    grads = []
+    for one in both:
+        x = torch.randn(4, 5, 3, 3, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        one(x).square().sum().backward()
+        grads.append((x.grad, one.weight.grad, one.bias.grad, one.running_mean, one.running_var))
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    x = torch.randn(2, 5, 3, 3)
+    torch.testing.assert_close(both[1].eval()(x), norm.eval()(x))
+
+
+def test_norms_that_cannot_be_synchronised_are_refused():
+    with pytest.raises(ValueError, match="no norm of the network looks at the batch"):
+        sync_norms(torch.nn.LayerNorm(3))
+    with pytest.raises(ValueError, match="BatchNorm1d, whose statistics it can't"):
+        sync_norms(torch.nn.BatchNorm1d(3))

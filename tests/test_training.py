@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,19 +13,14 @@ import torch
 import yaml
 from helpers import bar_folder, moving_bar, tiny_recipe, write_video
 
-from frameflex.checkpoint import load_checkpoint
+from frameflex.checkpoint import CheckpointError, load_checkpoint, remove_leftovers
 from frameflex.data.video import VideoError
+from frameflex.engine.loading import EpochBatches, LoaderClock
+from frameflex.engine.memory import saved_for_backward
+from frameflex.engine.optimization import build_optimizer, learning_rate_factor, parameter_groups
 from frameflex.engine.recipe import RecipeError
-from frameflex.engine.training import (
-    EpochBatches,
-    Interrupted,
-    Watcher,
-    build_optimizer,
-    hold_out,
-    learning_rate_factor,
-    parameter_groups,
-    train,
-)
+from frameflex.engine.run_folder import cut_log
+from frameflex.engine.training import Interrupted, Watcher, hold_out, train
 from frameflex.models import TSM
 
 
@@ -107,11 +103,11 @@ def test_signal_handlers_are_given_back(bars, tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_run_leaves_recipe_log_and_two_checkpoints(bars, tmp_path):
+def test_a_run_leaves_recipe_log_and_checkpoints(bars, tmp_path):
     recipe = tiny_recipe(bars, tmp_path / "run")
     assert train(recipe) == [tmp_path / "run" / "best.safetensors"]
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        "recipe.yaml", "log.jsonl", "last.safetensors", "best.safetensors"
+        "recipe.yaml", "log.jsonl", "step-00000003.safetensors", "last.safetensors", "best.safetensors"
     }  # fmt: skip
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text()) == recipe.to_dict()
     events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -388,3 +384,242 @@ def test_a_missing_tensorboard_is_told_before_anything_is_written(bars, tmp_path
     with pytest.raises(RecipeError, match=r"frameflex\[tracking\]"):
         train(tiny_recipe(bars, tmp_path / "run", tensorboard=True))
     assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------- killed, and gone on with
+
+
+def test_a_log_is_cut_back_to_what_its_checkpoint_has_behind_it(tmp_path):
+    log = tmp_path / "log.jsonl"
+    events = [{"event": "step", "epoch": 0, "step": step} for step in (1, 2)]
+    events += [{"event": "validation", "epoch": 0}, {"event": "step", "epoch": 1, "step": 3}]
+    lines = [json.dumps(event) + "\n" for event in events]
+    for step, epoch, kept in ((3, 1, 4), (2, 1, 3), (2, 0, 2), (1, 0, 1), (0, 0, 0)):
+        log.write_text("".join(lines) + '{"event": "st')  # the last line was being written
+        cut_log(log, step=step, epoch=epoch)
+        assert log.read_text() == "".join(lines[:kept])
+    cut_log(tmp_path / "none.jsonl", step=0, epoch=0)
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+class Killed(BaseException):
+    """As sudden as SIGKILL: nothing catches it."""
+
+
+def killed_at(step):
+    def on_step(report):
+        if report.step == step:
+            raise Killed
+
+    return Watcher(on_step=on_step)
+
+
+def test_a_killed_run_goes_on_from_its_newest_checkpoint_with_an_average_and_a_log_without_repeats(
+    bars, tmp_path
+):
+    options = {
+        "method": "ffn",
+        "ema_decay": 0.9,
+        "checkpoint_steps": 2,
+        "batch_size": 2,
+        "keep_checkpoints": 3,
+    }
+    train(tiny_recipe(bars, tmp_path / "whole", **options))
+    expected, _ = weights(tmp_path / "whole" / "last.safetensors")
+    assert any(name.startswith("raw/") for name in expected)
+    run = tmp_path / "killed"
+    with pytest.raises(Killed):
+        train(tiny_recipe(bars, run, **options), watcher=killed_at(5))
+    assert sorted(path.name for path in run.glob("*.safetensors")) == [
+        "last.safetensors",
+        "step-00000002.safetensors",
+    ]
+    with pytest.raises(Killed):
+        train(tiny_recipe(bars, run, **options), resume=True, watcher=killed_at(9))
+    train(tiny_recipe(bars, run, **options), resume=True)
+    got, _ = weights(run / "last.safetensors")
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    keys = ("event", "epoch", "step", "loss", "accuracy")
+    logs = [
+        [
+            [json.loads(line).get(key) for key in keys]
+            for line in (folder / "log.jsonl").read_text().splitlines()
+        ]
+        for folder in (tmp_path / "whole", run)
+    ]
+    assert logs[0] == logs[1]
+    assert len(list(run.glob("*.safetensors"))) == 4  # the newest three and the best
+
+
+def test_a_truncated_checkpoint_is_said_and_the_one_before_it_is_gone_on_from(bars, tmp_path, caplog):
+    recipe = tiny_recipe(bars, tmp_path / "run")
+    train(recipe)
+    expected, _ = weights(tmp_path / "run" / "last.safetensors")
+    whole = (tmp_path / "run" / "last.safetensors").read_bytes()
+    (tmp_path / "run" / "last.safetensors").write_bytes(whole[: len(whole) // 2])
+    steps = []
+    train(recipe, resume=True, watcher=Watcher(on_step=lambda report: steps.append(report.step)))
+    assert steps == [4, 5, 6]
+    assert "last.safetensors is not a complete" in caplog.text
+    assert "going on from" in caplog.text
+    got, _ = weights(tmp_path / "run" / "last.safetensors")
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    for path in (tmp_path / "run").glob("*.safetensors"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="none of the checkpoints in .* can be read"):
+        train(recipe, resume=True)
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_the_former_checkpoint_whole(bars, tmp_path):
+    recipe = tiny_recipe(bars, tmp_path / "run", epochs=1)
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    train(recipe)
+    last = tmp_path / "run" / "last.safetensors"
+    before, _ = weights(last)
+    limit = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({last.stat().st_size // 2},) * 2)
+from frameflex.checkpoint import load_checkpoint, save_checkpoint
+save_checkpoint({str(last)!r}, load_checkpoint({str(last)!r}, training=True))
+"""
+    done = subprocess.run([sys.executable, "-c", limit], capture_output=True, text=True)
+    assert "last.safetensors could not be written" in done.stderr
+    assert "untouched" in done.stderr
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(last)[0].items())
+    assert not list(last.parent.glob(".*"))
+
+
+def test_leftovers_of_dead_writers_are_removed_and_those_of_living_ones_are_not(bars, tmp_path):
+    path = tmp_path / "last.safetensors"
+    writer = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    from frameflex.checkpoint import _writer
+
+    files = {name: tmp_path / f".last.safetensors.{name}.tmp" for name in (
+        f"{_writer()}.{dead.pid}", f"{_writer()}.{writer.pid}", "elsewhere.1", "elsewhere.2"
+    )}  # fmt: skip
+    for file in files.values():
+        file.write_bytes(b"half")
+    os.utime(files["elsewhere.2"], (0, 0))
+    (tmp_path / ".best.safetensors.elsewhere.3.tmp").write_bytes(b"another's")
+    remove_leftovers(path)
+    writer.communicate(b"\n")
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(
+        [
+            ".best.safetensors.elsewhere.3.tmp",
+            files[f"{_writer()}.{writer.pid}"].name,
+            files["elsewhere.1"].name,
+        ]
+    )
+
+
+def test_the_state_of_loss_scaling_comes_back(bars, tmp_path):
+    from frameflex.engine.training import _Run
+
+    run = _Run.__new__(_Run)
+    run.model = TSM("test_resnet", num_classes=2)
+    run.optimizer, run.average, run.values = torch.optim.SGD(run.model.parameters(), 0.1), None, {"step": 3}
+
+    class Accelerator:
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+
+    run.accelerator = Accelerator()
+    run.accelerator.scaler.update(new_scale=4.0)
+    state = run._state()
+    kept = type(state)(json.loads(json.dumps(state.values)), state.tensors)
+    run.accelerator.scaler = torch.amp.GradScaler("cpu")
+    run._restore(kept)
+    assert run.accelerator.scaler.get_scale() == 4.0
+
+
+def test_an_average_is_validated_and_saved_and_equals_the_slow_one(bars, tmp_path):
+    recipe = tiny_recipe(
+        bars, tmp_path / "run", epochs=1, ema_decay=0.5, checkpoint_steps=1, keep_checkpoints=9
+    )
+    train(recipe)
+    paths = [*sorted((tmp_path / "run").glob("step-*.safetensors")), tmp_path / "run" / "last.safetensors"]
+    assert len(paths) == 3
+    average = None
+    for step, path in enumerate(paths):
+        tensors, _ = weights(path)
+        raw = {name.removeprefix("raw/"): value for name, value in tensors.items() if name.startswith("raw/")}
+        decay = min(0.5, 1 - (1 + (step - 1) / 25) ** (-2 / 3)) if step > 1 else 0.0
+        average = raw if average is None else {
+            name: decay * average[name] + (1 - decay) * value if value.is_floating_point() else value
+            for name, value in raw.items()
+        }  # fmt: skip
+        for name, value in average.items():
+            torch.testing.assert_close(tensors[name], value)
+    best = load_checkpoint(tmp_path / "run" / "best.safetensors").model.state_dict()
+    for name, value in average.items():
+        torch.testing.assert_close(best[name], value)
+    assert any(not torch.equal(best[name], raw[name]) for name in raw)
+
+
+def losses_of(recipe):
+    losses = []
+    train(recipe, watcher=Watcher(on_step=lambda report: losses.append(report.loss)))
+    return losses
+
+
+def test_grad_checkpointing_changes_neither_weights_nor_statistics_at_several_counts(bars, tmp_path):
+    results = []
+    for given in (False, True):
+        recipe = tiny_recipe(
+            bars, tmp_path / str(given), method="ffn", counts=(2, 3, 5), epochs=1, grad_checkpointing=given
+        )
+        losses = losses_of(recipe)
+        results.append((losses, weights(tmp_path / str(given) / "last.safetensors")[0]))
+    assert results[0][0] == results[1][0]
+    for name, value in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], value, rtol=0, atol=0)
+
+
+def test_kept_memory_is_said_for_each_count_and_is_less_with_grad_checkpointing(bars, tmp_path, caplog):
+    caplog.set_level("INFO")
+    found = []
+    for given in (False, True):
+        caplog.clear()
+        train(tiny_recipe(bars, tmp_path / str(given), method="ffn", epochs=1, grad_checkpointing=given))
+        [line] = [r.getMessage() for r in caplog.records if "kept for the backward pass" in r.getMessage()]
+        found.append([float(number) for number in re.findall(r"([\d.]+) MB at", line)])
+    assert found[0][0] < found[0][1]  # 2 and 4 frames
+    assert all(less < more for less, more in zip(found[1], found[0], strict=True))
+
+
+def test_kept_bytes_are_those_that_autograd_keeps():
+    layer = torch.nn.Linear(8, 8)
+    x = torch.randn(4, 8)
+    with saved_for_backward(layer.parameters()) as saved:
+        layer(x).exp().sum()
+    assert saved.num_bytes == 2 * 4 * 8 * 4  # the input of the product, and what exp gave; no weight
+
+
+@pytest.mark.slow
+def test_compiled_training_has_the_same_losses_at_several_counts(bars, tmp_path):
+    options = {"method": "ffn", "counts": (2, 4), "epochs": 1, "batch_size": 5, "learning_rate": 0.001}
+    eager = losses_of(tiny_recipe(bars, tmp_path / "eager", **options))
+    compiled = losses_of(tiny_recipe(bars, tmp_path / "compiled", compile=True, **options))
+    assert compiled == pytest.approx(eager, rel=1e-3)
+    with pytest.raises(RecipeError, match=r"training.compile and training.sync_norms"):
+        tiny_recipe(bars, tmp_path, compile=True, sync_norms=True)
+
+
+def test_a_loader_that_starves_the_network_is_said_once_with_what_to_do(monkeypatch, caplog):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def batches():
+        for batch in range(30):
+            now[0] += 3.0  # decoding
+            yield batch
+
+    clock = LoaderClock(num_workers=0)
+    for _ in clock.start(batches()):
+        now[0] += 1.0  # a step
+        share = clock.waiting()
+    assert share == pytest.approx(29 * 3 / (29 * 3 + 30), abs=1e-6)  # the first batch isn't counted
+    assert [record.getMessage() for record in caplog.records] == [caplog.records[0].getMessage()]
+    assert "data.num_workers more than 0" in caplog.text

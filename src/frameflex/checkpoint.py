@@ -8,13 +8,17 @@ docs/checkpoint-format.md describes it for readers without frameflex.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import http.client
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
+import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +40,10 @@ _TRAINING = "training/"
 
 class CheckpointError(Exception):
     """A file that can't be used as a checkpoint; the message names it and says what to do."""
+
+
+class NewerFormatError(CheckpointError):
+    """A checkpoint of a frameflex that is newer than this one: whole, but not for us."""
 
 
 @dataclass
@@ -173,20 +181,64 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         for name, tensor in checkpoint.training.tensors.items():
             tensors[_TRAINING + name] = tensor.detach().cpu().contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    remove_leftovers(path)
+    temporary = path.with_name(f".{path.name}.{_writer()}.{os.getpid()}.tmp")
     try:
         save_file(tensors, temporary, metadata={"frameflex": json.dumps(header)})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner alone
+        _flush_to_disk(temporary, os.O_RDWR)
         os.replace(temporary, path)
-    except SafetensorError as error:
+        if os.name == "posix":
+            with contextlib.suppress(
+                OSError
+            ):  # some file systems can't for a folder; the file itself is safe
+                _flush_to_disk(path.parent, os.O_RDONLY)
+    except (SafetensorError, OSError) as error:
+        megabytes = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
         raise OSError(
-            f"checkpoint {path} could not be written: {error}. A former file is untouched"
+            f"checkpoint {path} could not be written: {error}. It needs {megabytes:.0f} MB; a former file of that "
+            "name is untouched"
         ) from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a writer of the checkpoint ``path`` that was killed left half-written beside it.
+
+    Left alone for an hour after they were last written to are files of other machines, and of a process of this one
+    that still runs.
+    """
+    for file in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        writer, process = file.name.removesuffix(".tmp").rsplit(".", 2)[-2:]
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            ended = writer == _writer() and (process == str(os.getpid()) or not _runs(process))
+            if ended or time.time() - file.stat().st_mtime > 3600:
+                file.unlink()
+
+
+def _writer() -> str:
+    """This machine, as part of a file's name."""
+    return re.sub(r"[^\w-]", "-", platform.node()) or "unknown"
+
+
+def _runs(process: str) -> bool:
+    if os.name != "posix":  # where signal 0 is no question but an end
+        return True
+    try:
+        os.kill(int(process), 0)
+    except PermissionError:
+        return True  # it belongs to another user
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _flush_to_disk(path: Path, mode: int) -> None:
+    handle = os.open(path, mode)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _header(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -466,7 +518,7 @@ def _read_header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, An
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {path} has an unreadable frameflex header: {error!r}") from error
     if version > FORMAT_VERSION:
-        raise CheckpointError(
+        raise NewerFormatError(
             f"checkpoint {path} has format {version}; this frameflex reads up to {FORMAT_VERSION}. "
             "Update it: pip install -U frameflex"
         )

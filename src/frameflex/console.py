@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -19,8 +20,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from frameflex.engine.evaluation import Evaluation
-from frameflex.engine.training import StepReport, Watcher
+if TYPE_CHECKING:  # what training needs weighs 100 MB, which who watches a long video can do without
+    from frameflex.engine.evaluation import Evaluation
+    from frameflex.engine.training import StepReport, Watcher
 
 LINE_EVERY_SECONDS = 10.0  # where there is no terminal to draw a bar on
 
@@ -70,7 +72,9 @@ def progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]
 
 @contextlib.contextmanager
 def training_progress(console: Console, num_epochs: int) -> Iterator[Watcher]:
-    """A `Watcher` that shows loss, accuracy, clips a second and time left, and a line for each validation."""
+    """A `Watcher` that shows loss, accuracy, clips a second, how busy the loader keeps the network, and time left."""
+    from frameflex.engine.training import Watcher
+
     with _bar(console, " ") as update:
 
         def on_step(report: StepReport) -> None:
@@ -82,7 +86,7 @@ def training_progress(console: Console, num_epochs: int) -> Iterator[Watcher]:
                 report.step,
                 report.num_steps,
                 f"loss {report.loss:.3f}  top-1 {report.accuracy:.1%}  "
-                f"{report.clips_per_second:.1f} videos/s  {left} left",
+                f"{report.clips_per_second:.1f} videos/s  network busy {1 - report.waiting:.0%}  {left} left",
             )
 
         def on_validation(epoch: int, measured: Evaluation, best: bool) -> None:

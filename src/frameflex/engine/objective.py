@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from frameflex.engine.memory import saved_for_backward
 from frameflex.models import TSM
 
 
@@ -33,6 +34,11 @@ class FrameFlexibleObjective(nn.Module):
         class_weights: of the cross-entropy, ``(K,)``; with ``label_sets`` of positives.
         label_sets: bool ``(S, K)``, the classes that label s stands for: each class is then a yes or no of its own,
             with binary cross-entropy, and the KL term is that of K coins.
+        compile: run the network as graphs of torch.compile, one for each T; ``model`` itself stays as it is.
+
+    Attributes:
+        kept_bytes: where it is a dictionary, each forward puts into it, for each T, how many bytes a video keeps for
+            the backward pass.
     """
 
     def __init__(
@@ -46,9 +52,12 @@ class FrameFlexibleObjective(nn.Module):
         reverse_kl: bool = False,
         class_weights: Tensor | None = None,
         label_sets: Tensor | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
+        self.compiled = _compiled(model) if compile else None
+        self.kept_bytes: dict[int, int] | None = None
         self.label_smoothing = label_smoothing
         self.kl_weight = kl_weight
         self.temperature = temperature
@@ -65,14 +74,23 @@ class FrameFlexibleObjective(nn.Module):
         Returns: the loss, and the logits ``(B, K)`` at the largest count, detached.
         """
         largest, *smaller = sorted(clips, reverse=True)
-        teacher = self.model(clips[largest])  # (B, K)
+        teacher = self._logits(clips[largest])  # (B, K)
         loss = self._cross_entropy(teacher, labels)
         for num_frames in smaller:
-            student = self.model(clips[num_frames])  # (B, K)
+            student = self._logits(clips[num_frames])  # (B, K)
             loss = loss + self.kl_weight * self._divergence(student, teacher.detach())
             if self.student_cross_entropy:
                 loss = loss + self._cross_entropy(student, labels)
         return loss, teacher.detach()
+
+    def _logits(self, clip: Tensor) -> Tensor:
+        network = self.compiled or self.model
+        if self.kept_bytes is None:
+            return network(clip)
+        with saved_for_backward([*self.model.parameters(), *self.model.buffers()]) as saved:
+            logits = network(clip)
+        self.kept_bytes[clip.shape[2]] = saved.num_bytes // len(clip)
+        return logits
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.label_sets is None:
@@ -98,3 +116,20 @@ class FrameFlexibleObjective(nn.Module):
             ]
             divergence = coins[0] + coins[1]  # (B, K)
         return divergence.mean() * self.temperature**2
+
+
+def _compiled(model: TSM) -> Callable[[Tensor], Tensor]:
+    """The network as graphs of torch.compile: one for each T and, as far as that goes, one for all batch sizes."""
+
+    def network(clip: Tensor) -> Tensor:
+        return model(clip)
+
+    graphs = torch.compile(network)
+
+    def run(clip: Tensor) -> Tensor:
+        # A T that varies must not become a symbol: norms and shifts are chosen by its value.
+        torch._dynamo.mark_static(clip, [1, 2, 3, 4])
+        torch._dynamo.maybe_mark_dynamic(clip, 0)
+        return graphs(clip)
+
+    return run

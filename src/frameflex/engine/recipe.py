@@ -11,6 +11,9 @@ from typing import Any, Literal
 import yaml
 
 DEFAULT_BACKBONE = "resnet50"
+MOST_COMPILED = (
+    4  # torch gives up on a function after 8 graphs, and a batch of one video takes one of its own
+)
 
 
 class RecipeError(ValueError):
@@ -160,6 +163,14 @@ class Training:
         frozen_stages: stages that are not trained, from the input: 1 is the stem, 2 also the first stage, and so on.
         layer_decay: the learning rate of each block is this times that of the next one; 1 for one rate.
         norms: "tuned", "frozen", or "first": all frozen but the first (partial batch norm of TSN and TSM).
+        sync_norms: batch norms take their statistics over all processes; for few videos a process.
+        ema_decay: validate and save a running average of the weights and of the norms' statistics, with this decay a
+            step, such as 0.9998 (less in the first steps); null for the weights themselves.
+        grad_checkpointing: keep no activations inside the stages and compute them again: less memory, more time.
+        compile: torch.compile, a graph for each frame count: minutes at the start, faster steps on most GPUs.
+        checkpoint_minutes: save where the run stands this often inside an epoch; null for its end alone.
+        checkpoint_steps: save it after so many steps, too; null for never.
+        keep_checkpoints: of the newest ones, at least 1; one that turns out damaged falls back to the one before.
     """
 
     epochs: int = 50
@@ -182,6 +193,13 @@ class Training:
     frozen_stages: int = 0
     layer_decay: float = 1.0
     norms: Literal["tuned", "frozen", "first"] = "tuned"
+    sync_norms: bool = False
+    ema_decay: float | None = None
+    grad_checkpointing: bool = False
+    compile: bool = False
+    checkpoint_minutes: float | None = 15.0
+    checkpoint_steps: int | None = None
+    keep_checkpoints: int = 2
 
 
 @dataclass
@@ -223,6 +241,8 @@ class Recipe:
             ("data.num_workers", self.data.num_workers, 0),
             ("clip.window", self.clip.window, 1),
             ("training.frozen_stages", self.training.frozen_stages, 0),
+            ("training.keep_checkpoints", self.training.keep_checkpoints, 1),
+            ("training.checkpoint_steps", self.training.checkpoint_steps or 1, 1),
         ):
             if value < low:
                 raise RecipeError(f"{name} is {value}; expected at least {low}")
@@ -236,8 +256,32 @@ class Recipe:
             raise RecipeError(
                 f"training.layer_decay is {self.training.layer_decay}; expected above 0 and at most 1"
             )
+        if self.training.ema_decay is not None and not 0 < self.training.ema_decay < 1:
+            raise RecipeError(
+                f"training.ema_decay is {self.training.ema_decay}; expected above 0 and below 1, or null for none"
+            )
+        if self.training.checkpoint_minutes is not None and not self.training.checkpoint_minutes > 0:
+            raise RecipeError(
+                f"training.checkpoint_minutes is {self.training.checkpoint_minutes}; expected above 0, or null for "
+                "none"
+            )
+        if self.training.compile:
+            self._check_compile()
         if self.objective.temperature <= 0 or self.objective.kl_weight < 0:
             raise RecipeError("objective.temperature must be above 0 and objective.kl_weight at least 0")
+
+    def _check_compile(self) -> None:
+        for name, given in (
+            ("objective.random_counts", self.objective.random_counts),
+            ("training.sync_norms", self.training.sync_norms),
+        ):
+            if given:
+                raise RecipeError(f"training.compile and {name} don't go together; turn one of them off")
+        if len(self.trained_counts) > MOST_COMPILED:
+            raise RecipeError(
+                f"training.compile makes a graph for each of {len(self.trained_counts)} frame counts; at most "
+                f"{MOST_COMPILED}. Turn it off, or train at fewer counts"
+            )
 
     @property
     def trained_counts(self) -> tuple[int, ...]:

@@ -9,37 +9,33 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import math
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, broadcast_object_list
+from timm.utils import ModelEmaV3
+from torch import Tensor
 
-from frameflex.checkpoint import Checkpoint, TrainingState, load_checkpoint, save_checkpoint
+from frameflex.checkpoint import Checkpoint, CheckpointError, TrainingState, load_checkpoint
 from frameflex.data.datasets import (
-    ClipDataset,
     VideoList,
     VideoRecord,
-    collate,
     find_video_files,
     load_split,
     shielded,
 )
-from frameflex.data.label_sets import split_label_sets, with_nothing
-from frameflex.data.transforms import Preprocessing, TrainTransform, describe_directions, exchange_directions
+from frameflex.data.label_sets import LabelSets, split_label_sets, with_nothing
+from frameflex.data.transforms import Preprocessing, describe_directions
 from frameflex.data.video import VideoError
 from frameflex.engine.evaluation import Evaluation, evaluate
 from frameflex.engine.finetuning import (
@@ -47,12 +43,15 @@ from frameflex.engine.finetuning import (
     class_weights,
     freeze,
     hold_still,
-    rate_factors,
     video_weights,
 )
+from frameflex.engine.loading import EpochBatches, LoaderClock, build_loader, mix
 from frameflex.engine.objective import FrameFlexibleObjective
+from frameflex.engine.optimization import build_optimizer, learning_rate_factor
 from frameflex.engine.recipe import DEFAULT_BACKBONE, Recipe, RecipeError
+from frameflex.engine.run_folder import RunFolder, RunLog
 from frameflex.models import TSM, create_model, make_frame_flexible
+from frameflex.models.synced_norm import Synced, sync_norms
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +79,7 @@ class StepReport:
         learning_rate: of the backbone's weights.
         clips_per_second: videos a second over this epoch, all processes together.
         seconds_left: estimate for the whole run, validation not counted.
+        waiting: share of this epoch's time, 0 to 1, in which the network had no videos and waited for the loader.
     """
 
     epoch: int
@@ -90,6 +90,7 @@ class StepReport:
     learning_rate: float
     clips_per_second: float
     seconds_left: float
+    waiting: float
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,14 @@ def train(recipe: Recipe, *, resume: bool = False, watcher: Watcher | None = Non
     """Train as the recipe says.
 
     Writes into ``recipe.output``: ``recipe.yaml`` (the effective one), ``log.jsonl``, ``last.safetensors`` (with
-    the state to resume from) and ``best.safetensors`` (highest validation top-1, averaged over the trained
-    counts). The method "separate" makes one such folder ``{T}f`` for each frame count.
+    the state to resume from; the ones before it are ``step-….safetensors``) and ``best.safetensors`` (highest
+    validation top-1, averaged over the trained counts). The method "separate" makes one such folder ``{T}f`` for
+    each frame count.
 
     Args:
         recipe: the whole run.
-        resume: continue the run in ``recipe.output`` from its last checkpoint; start it where there is none.
+        resume: continue the run in ``recipe.output`` from its newest complete checkpoint, however it ended; start it
+            where there is none.
         watcher: for progress.
 
     Returns:
@@ -126,9 +129,15 @@ def train(recipe: Recipe, *, resume: bool = False, watcher: Watcher | None = Non
         RecipeError: if the recipe doesn't fit its data, or the folder holds a run and ``resume`` is not set.
         Interrupted: after Ctrl-C or SIGTERM, once the state is saved.
         VideoError: if too many training videos, or any validation video, can't be decoded.
+        CheckpointError: if there are checkpoints to resume from and none can be read.
+        OSError: if the disk is full; the checkpoints before are left whole.
     """
     if recipe.method != "separate":
         return [_train_one(recipe, resume=resume, watcher=watcher or Watcher())]
+    together = Path(recipe.output) / "recipe.yaml"  # evaluation reads in it which networks there are to be
+    if resume or not together.exists():
+        together.parent.mkdir(parents=True, exist_ok=True)
+        recipe.save(together)
     paths = []
     for count in sorted(recipe.clip.frame_counts):
         logger.info("separate training at %d frames", count)
@@ -143,10 +152,104 @@ def train(recipe: Recipe, *, resume: bool = False, watcher: Watcher | None = Non
 
 
 def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
-    output = Path(recipe.output)
-    last, best = output / "last.safetensors", output / "best.safetensors"
+    folder = RunFolder(Path(recipe.output), keep=recipe.training.keep_checkpoints)
+    accelerator = _make_accelerator(recipe)
+    make_board = (
+        _summary_writer() if recipe.training.tensorboard else None
+    )  # missing: told before anything is written
+    task = _read_task(recipe)
+    former = _find_former(folder, accelerator) if resume else None
+    if not resume and folder.path.is_dir() and any(folder.path.iterdir()):
+        raise RecipeError(
+            f"output {folder.path} holds files already; expected an empty or new folder. "
+            "Continue that run with --resume, or choose another --output"
+        )
+    # What a step is made of: a run that goes on with others would leave out videos or see some twice.
+    made_of = {"num_videos": len(task.training), "num_processes": accelerator.num_processes}
+    if former:
+        _check_same_recipe(former, recipe, folder)
+        _check_same_data(former, folder, task.classes, made_of)
+    run = _Run(recipe, accelerator, task, folder, former, made_of)
+    if accelerator.is_main_process:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.clean()
+        if former is None:
+            recipe.save(folder.path / "recipe.yaml")
+    _log_start(recipe, run.model, task.training, task.validation)
+    with contextlib.ExitStack() as stack:
+        log = None
+        if accelerator.is_main_process:
+            step, epoch = run.values["step"], run.values["epoch"]
+            log = stack.enter_context(
+                contextlib.closing(RunLog(folder.log, step=step, epoch=epoch, make_board=make_board))
+            )
+        _loop(run, watcher, log, stack.enter_context(_stop_signals()))
+    return folder.best
+
+
+def _loop(run: _Run, watcher: Watcher, log: RunLog | None, stop: threading.Event) -> None:
+    """Epoch after epoch from where the run stands: steps, validation, checkpoints."""
+    training, folder = run.recipe.training, run.folder
+
+    def while_validating(done: int, total: int) -> None:
+        if stop.is_set():
+            raise Interrupted(folder.last)
+        if watcher.on_validation_progress:
+            watcher.on_validation_progress(done, total)
+
+    for epoch in range(run.values["epoch"], training.epochs):
+        for report in run.epoch(epoch):
+            if log:
+                log.write("step", vars(report))
+            if watcher.on_step:
+                watcher.on_step(report)
+            stopped, due = run.in_any(stop.is_set(), run.checkpoint_is_due())
+            if stopped or due:
+                run.save()
+            if stopped:
+                raise Interrupted(folder.last)
+        final = epoch + 1 == training.epochs
+        if final or (epoch + 1) % training.validate_every == 0:
+            # Whatever stops validation. The epoch is not counted as done yet: resuming validates it first.
+            run.save()
+            measured, improved = run.validate(epoch, while_validating)
+            if improved:
+                run.save(best=True)
+            if log:
+                log.write("validation", {"epoch": epoch, "best": improved, **measured.to_dict()})
+            if watcher.on_validation:
+                watcher.on_validation(epoch, measured, improved)
+        run.values["epoch"] = epoch + 1
+        run.save()
+        if not final and run.in_any(stop.is_set())[0]:
+            raise Interrupted(folder.last)
+
+
+def _find_former(folder: RunFolder, accelerator: Accelerator) -> Checkpoint | None:
+    """The newest complete checkpoint, the same one in every process."""
+    found: tuple[Path, Checkpoint] | None = None
+    path: list[Path | Exception | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            found = folder.newest_complete()
+            path = [found[0] if found else None]
+        except CheckpointError as error:
+            path = [error]  # raised in every process: the others would wait for ever
+    broadcast_object_list(path)
+    [chosen] = path
+    if isinstance(chosen, Exception):
+        raise chosen
+    if chosen is None:
+        return None
+    former = found[1] if found else load_checkpoint(chosen, training=True)
+    if former.training is None:
+        raise RecipeError(f"{chosen} holds no state to resume from; expected the last checkpoint of a run")
+    return former
+
+
+def _make_accelerator(recipe: Recipe) -> Accelerator:
     AcceleratorState._reset_state()  # a former run in this process may have had another precision
-    accelerator = Accelerator(
+    return Accelerator(
         mixed_precision=recipe.training.precision,
         # Unless told so, accelerate takes each of several processes without a GPU for a run of its own.
         cpu=not torch.accelerator.is_available(),
@@ -155,165 +258,25 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
             DistributedDataParallelKwargs(find_unused_parameters=recipe.objective.random_counts)
         ],
     )
-    if recipe.training.tensorboard:
-        _summary_writer()  # a missing package is told before anything is written
-    training_videos, validation_videos = find_videos(recipe)
-    _check_labels(training_videos, validation_videos)
-    classes, label_sets = training_videos.classes, None
-    if recipe.data.multi_label:
-        (training_videos, validation_videos), label_sets = split_label_sets(
-            [training_videos, validation_videos]
-        )
-        classes = label_sets.classes
-    former = _former_run(recipe, last) if resume and last.exists() else None
-    if former is None and output.is_dir() and any(output.iterdir()) and not (resume and not last.exists()):
-        raise RecipeError(
-            f"output {output} holds files already; expected an empty or new folder. "
-            "Continue that run with --resume, or choose another --output"
-        )
-    # What a step is made of: a run that goes on with others would leave out videos or see some twice.
-    made_of = {"num_videos": len(training_videos), "num_processes": accelerator.num_processes}
-    if former:
-        _check_same_data(former, last, classes, made_of)
-    torch.manual_seed(recipe.seed)
-    model = former.model if former else build_model(recipe, classes)
-    model.to(memory_format=torch.channels_last)  # a quarter less time on a CPU
-    preprocessing = former.preprocessing if former else _preprocessing(recipe, model)
-    freeze(model, frozen_stages=recipe.training.frozen_stages, norms=recipe.training.norms)
-    targets = class_targets(training_videos.labels, len(classes), label_sets.table if label_sets else None)
-    objective = FrameFlexibleObjective(
-        model,
-        label_smoothing=recipe.objective.label_smoothing,
-        kl_weight=recipe.objective.kl_weight,
-        temperature=recipe.objective.temperature,
-        student_cross_entropy=recipe.objective.student_cross_entropy,
-        reverse_kl=recipe.objective.reverse_kl,
-        class_weights=class_weights(targets, multi_label=recipe.data.multi_label)
-        if recipe.objective.class_balance == "loss"
-        else None,
-        label_sets=label_sets.table if label_sets else None,
-    )
-    batches = EpochBatches(
-        len(training_videos),
-        batch_size=recipe.training.batch_size,
-        seed=recipe.seed,
-        frame_counts=recipe.trained_counts,
-        random_counts=recipe.objective.random_counts,
-        weights=video_weights(targets) if recipe.objective.class_balance == "sampling" else None,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
-    optimizer = build_optimizer(recipe, model, accelerator.num_processes)
-    wrapped, optimizer = accelerator.prepare(objective, optimizer)
-    run = _Run(recipe, accelerator, model, wrapped, optimizer, batches)
-    state: dict[str, Any] = {"epoch": 0, "step": 0, "best_top1": -1.0, **made_of}
-    if former:
-        assert former.training is not None
-        state |= former.training.values
-        run.restore(former.training)
-    elif accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        recipe.save(output / "recipe.yaml")
-    _log_start(recipe, model, training_videos, validation_videos)
-    dataset = ClipDataset(
-        training_videos,
-        frame_counts=recipe.trained_counts,
-        transform=TrainTransform(
-            preprocessing,
-            multi_scale_crop=recipe.clip.multi_scale_crop,
-            flip=recipe.clip.flip,
-            flip_label=exchange_directions(training_videos.classes),
-            color_jitter=recipe.clip.color_jitter,
-            rand_augment=recipe.clip.rand_augment,
-        ),
-        sampling=recipe.clip.sampling,
-        window=recipe.clip.window,
-        training=True,
-        seed=recipe.seed,
-        on_error=recipe.data.on_bad_video,
-    )
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=recipe.data.num_workers,
-        collate_fn=collate,
-        persistent_workers=recipe.data.num_workers > 0,
-        pin_memory=accelerator.device.type == "cuda",
-    )
 
-    def checkpoint(metrics: dict[str, Any], training: TrainingState | None = None) -> Checkpoint:
-        return Checkpoint(
-            model=model,
-            class_names=list(classes),
-            preprocessing=preprocessing,
-            frame_counts=recipe.trained_counts,
-            sampling={"sampling": recipe.clip.sampling, "window": recipe.clip.window},
-            recipe=recipe.to_dict(),
-            metrics=metrics,
-            training=training,
-            multi_label=recipe.data.multi_label,
-        )
 
-    def save_last() -> None:
-        if accelerator.is_main_process:
-            save_checkpoint(last, checkpoint(state.get("metrics", {}), run.state(state)))
-        accelerator.wait_for_everyone()  # none goes on, or resumes, before the file is there
+@dataclass(frozen=True)
+class _Task:
+    """What is learnt: videos to train and to validate on, and their classes."""
 
-    with _Log(output, recipe, accelerator.is_main_process) as log, _stop_signals() as stop:
+    training: VideoList
+    validation: VideoList
+    classes: list[str]
+    label_sets: LabelSets | None  # where labels stand for sets of classes
 
-        def while_validating(done: int, total: int) -> None:
-            if stop.is_set():
-                raise Interrupted(last)
-            if watcher.on_validation_progress:
-                watcher.on_validation_progress(done, total)
 
-        for epoch in range(state["epoch"], recipe.training.epochs):
-            for report in run.epoch(loader, epoch, state["step"]):
-                state["step"] = report.step
-                log.write("step", vars(report))
-                if watcher.on_step:
-                    watcher.on_step(report)
-                if _in_any(accelerator, stop.is_set()):
-                    save_last()
-                    raise Interrupted(last)
-            final = epoch + 1 == recipe.training.epochs
-            if final or (epoch + 1) % recipe.training.validate_every == 0:
-                # Whatever stops validation. The epoch is not counted as done yet: resuming validates it first.
-                save_last()
-                measured = evaluate(
-                    model,
-                    validation_videos,
-                    preprocessing=preprocessing,
-                    frame_counts=recipe.clip.frame_counts,
-                    trained_counts=recipe.trained_counts,
-                    sampling=recipe.clip.sampling,
-                    window=recipe.clip.window,
-                    batch_size=recipe.training.batch_size,
-                    num_workers=recipe.data.num_workers,
-                    accelerator=accelerator,
-                    label_sets=label_sets,
-                    on_progress=while_validating,
-                )
-                results = [measured.at(count) for count in recipe.trained_counts]
-                precisions = [result.mean_average_precision for result in results]
-                top1 = sum(  # what the best checkpoint has most of: mAP where a video shows several classes
-                    result.top1 if precision is None else precision
-                    for result, precision in zip(results, precisions, strict=True)
-                ) / len(results)
-                state["metrics"] = {"validation": {"epoch": epoch + 1, **measured.to_dict()}}
-                improved = top1 > state["best_top1"]
-                if improved:
-                    state["best_top1"] = top1
-                    if accelerator.is_main_process:
-                        save_checkpoint(best, checkpoint(state["metrics"]))
-                log.write("validation", {"epoch": epoch, "best": improved, **measured.to_dict()})
-                if watcher.on_validation:
-                    watcher.on_validation(epoch, measured, improved)
-            state["epoch"] = epoch + 1
-            save_last()
-            if not final and _in_any(accelerator, stop.is_set()):
-                raise Interrupted(last)
-    return best
+def _read_task(recipe: Recipe) -> _Task:
+    training, validation = find_videos(recipe)
+    _check_labels(training, validation)
+    if not recipe.data.multi_label:
+        return _Task(training, validation, list(training.classes), None)
+    (training, validation), label_sets = split_label_sets([training, validation])
+    return _Task(training, validation, list(label_sets.classes), label_sets)
 
 
 def find_videos(recipe: Recipe) -> tuple[VideoList, VideoList]:
@@ -426,200 +389,206 @@ def build_model(recipe: Recipe, classes: Sequence[str]) -> TSM:
     )
 
 
-def build_optimizer(recipe: Recipe, model: TSM, num_processes: int = 1) -> torch.optim.Optimizer:
-    """SGD or AdamW over the recipe's parameter groups; each group remembers its rate as ``base_lr``."""
-    training = recipe.training
-    rate = training.learning_rate
-    if training.reference_batch_size:
-        rate *= training.batch_size * training.accumulate * num_processes / training.reference_batch_size
-    published = training.parameter_groups == "published"
-    groups = parameter_groups(model, published=published, layer_decay=training.layer_decay)
-    for group in groups:
-        group["lr"] = group["base_lr"] = rate * group.pop("rate")
-        group["weight_decay"] = training.weight_decay * group.pop("decay")
-    if training.optimizer == "adamw":
-        return torch.optim.AdamW(groups)
-    return torch.optim.SGD(groups, momentum=training.momentum, nesterov=training.nesterov)
-
-
-def parameter_groups(model: TSM, *, published: bool, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-    """Parameters by how fast they learn and decay, relative to the recipe (TSM's and TSN's published policies).
-
-    Published: weights 1 × with decay; biases of convolutions 2 × without; norms 1 × without; the classifier's
-    weight 5 × with decay and its bias 10 × without. Plain: 1 ×, decay on matrices and filters only. Scales of
-    a frame-flexible network count as norms. With ``layer_decay`` below 1 each of these is divided by depth.
-    """
-    kinds: dict[str, dict[str, Any]] = {
-        "weights": {"rate": 1, "decay": 1},
-        "biases": {"rate": 2 if published else 1, "decay": 0},
-        "norms and scales": {"rate": 1, "decay": 0},
-        "classifier weight": {"rate": 5 if published else 1, "decay": 1},
-        "classifier bias": {"rate": 10 if published else 1, "decay": 0},
-    }
-    factors = rate_factors(model, layer_decay) if layer_decay != 1 else {}
-    groups: dict[str, dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if name.startswith("head."):
-            kind = "classifier weight" if name.endswith("weight") else "classifier bias"
-        elif parameter.ndim > 1:
-            kind = "weights"
-        elif name.endswith("bias") and not _is_norm(model, name):
-            kind = "biases"
-        else:
-            kind = "norms and scales"
-        factor = factors.get(name, 1.0)
-        label = kind if factor == 1 else f"{kind} x {factor:.3g}"
-        start = {"name": label, **kinds[kind], "rate": kinds[kind]["rate"] * factor, "params": []}
-        groups.setdefault(label, start)["params"].append(parameter)
-    order = list(kinds)
-    return sorted(
-        groups.values(), key=lambda group: (order.index(group["name"].split(" x ")[0]), -group["rate"])
-    )
-
-
-def learning_rate_factor(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """What the base rate is multiplied with at a step, from 0: a pure function, so that resuming needs no state."""
-    training = recipe.training
-    epoch = step / steps_per_epoch
-    if epoch < training.warmup_epochs:
-        return (step + 1) / (training.warmup_epochs * steps_per_epoch + 1)
-    if training.schedule == "steps":
-        return 0.1 ** sum(epoch >= milestone for milestone in training.milestones)
-    done = (epoch - training.warmup_epochs) / max(training.epochs - training.warmup_epochs, 1e-9)
-    return 0.5 * (1 + math.cos(math.pi * done))
-
-
-_NEVER = 1_000_003  # epochs
-
-
-class EpochBatches:
-    """Batches of ``(video, epoch, frame counts)``, in an order that is a pure function of seed and epoch.
-
-    Every video is dealt to exactly one process each epoch, and every process makes as many batches as the
-    others; where the videos don't divide, some make smaller ones.
-
-    Args:
-        num_videos: of the data set.
-        batch_size: for each process.
-        seed: of the run.
-        frame_counts: the T's of every clip.
-        random_counts: each batch draws the counts below the largest from the range that they span.
-        weights: ``(num_videos,)``; an epoch draws as many videos as there are, each as often as its weight says.
-            One that is drawn again in an epoch gets other frames and another augmentation.
-        rank: this process.
-        world: number of processes.
-    """
-
-    def __init__(
-        self,
-        num_videos: int,
-        *,
-        batch_size: int,
-        seed: int,
-        frame_counts: Sequence[int],
-        random_counts: bool = False,
-        weights: Tensor | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        if num_videos < world:
-            raise RecipeError(f"{num_videos} training videos are too few for {world} processes")
-        self.num_videos, self.batch_size, self.seed = num_videos, batch_size, seed
-        self.frame_counts, self.random_counts = tuple(sorted(frame_counts)), random_counts
-        self.weights = weights
-        self.rank, self.world = rank, world
-        self.epoch, self.first_batch = 0, 0
-
-    def __len__(self) -> int:
-        return math.ceil(self.num_videos / (self.batch_size * self.world)) - self.first_batch
-
-    def num_batches(self) -> int:
-        """Batches of a whole epoch."""
-        return math.ceil(self.num_videos / (self.batch_size * self.world))
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, tuple[int, ...]]]]:
-        generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
-        if self.weights is None:
-            order = torch.randperm(self.num_videos, generator=generator).tolist()
-        else:
-            order = torch.multinomial(self.weights, self.num_videos, True, generator=generator).tolist()
-        total = self.num_batches()
-        times: Counter[int] = Counter()
-        # Augmentation is drawn for (video, epoch): a repeated video asks for that of an epoch that never comes.
-        draws = []
-        for video in order:
-            draws.append((video, self.epoch + times[video] * _NEVER))
-            times[video] += 1
-        for batch in range(self.first_batch, total):
-            # The videos of a step, as equal as they can be dealt to its batches over all processes.
-            start, end = (self.num_videos * i // total for i in (batch, batch + 1))
-            counts = self._counts(batch)
-            yield [(video, epoch, counts) for video, epoch in draws[start:end][self.rank :: self.world]]
-
-    def _counts(self, batch: int) -> tuple[int, ...]:
-        if not self.random_counts or len(self.frame_counts) == 1:
-            return self.frame_counts
-        smallest, largest = self.frame_counts[0], self.frame_counts[-1]
-        generator = torch.Generator().manual_seed(
-            _mix(self.seed, self.epoch, batch)
-        )  # the same in every process
-        drawn = (
-            smallest + torch.randperm(largest - smallest, generator=generator)[: len(self.frame_counts) - 1]
-        )
-        return (*sorted(drawn.tolist()), largest)
+_RAW = "raw/"  # before the names of weights that are not those of the average
 
 
 class _Run:
-    """The moving parts of a run: what a step changes, and what resuming restores."""
+    """The moving parts of a run: what a step changes, and what resuming restores.
+
+    Args:
+        recipe: of the run.
+        accelerator: devices, precision and processes.
+        task: its videos and classes.
+        folder: where its checkpoints go.
+        former: where it stands, to continue it.
+        made_of: what must stay the same for that.
+
+    Attributes:
+        values: where the run stands, in numbers that JSON can hold.
+        average: the running average of the network's weights and statistics, None where there is none.
+    """
 
     def __init__(
         self,
         recipe: Recipe,
         accelerator: Accelerator,
-        model: TSM,
-        objective: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        batches: EpochBatches,
+        task: _Task,
+        folder: RunFolder,
+        former: Checkpoint | None,
+        made_of: Mapping[str, int],
     ) -> None:
-        self.recipe, self.accelerator, self.model = recipe, accelerator, model
-        self.objective, self.optimizer, self.batches = objective, optimizer, batches
-        self.steps_per_epoch = math.ceil(batches.num_batches() / recipe.training.accumulate)
-        self.num_steps = self.steps_per_epoch * recipe.training.epochs
-        self.bad: dict[str, str] = {}
+        self.recipe, self.accelerator, self.task, self.folder = recipe, accelerator, task, folder
+        training = recipe.training
+        torch.manual_seed(recipe.seed)
+        self.model = former.model if former else build_model(recipe, task.classes)
+        self.model.to(memory_format=torch.channels_last)  # a quarter less time on a CPU
+        self.preprocessing = former.preprocessing if former else _preprocessing(recipe, self.model)
+        self.average = _average_of(self.model, training.ema_decay) if training.ema_decay else None
+        if former and former.training and self.average:
+            _load_raw(self.model, former.training)  # a checkpoint's own weights are the average
+        freeze(self.model, frozen_stages=training.frozen_stages, norms=training.norms)
+        if training.grad_checkpointing:
+            _checkpoint_gradients(self.model)
+        if training.sync_norms and accelerator.num_processes > 1:
+            sync_norms(self.model)
+        targets = class_targets(
+            task.training.labels, len(task.classes), task.label_sets.table if task.label_sets else None
+        )
+        objective = _build_objective(recipe, self.model, targets, task.label_sets)
+        self.batches = EpochBatches(
+            len(task.training),
+            batch_size=training.batch_size,
+            seed=recipe.seed,
+            frame_counts=recipe.trained_counts,
+            random_counts=recipe.objective.random_counts,
+            weights=video_weights(targets) if recipe.objective.class_balance == "sampling" else None,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
+        optimizer = build_optimizer(recipe, self.model, accelerator.num_processes)
+        self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.loader = build_loader(
+            recipe,
+            task.training,
+            self.preprocessing,
+            self.batches,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        self.steps_per_epoch = math.ceil(self.batches.num_batches() / training.accumulate)
+        self.num_steps = self.steps_per_epoch * training.epochs
+        self.saved = time.monotonic()
+        self.clock = LoaderClock(recipe.data.num_workers)
+        self.values: dict[str, Any] = {
+            "epoch": 0,
+            "step": 0,
+            "best_top1": -1.0,
+            "seen": 0,  # in this epoch, with `right`
+            "right": 0.0,
+            "bad": {},  # why, by the name of a video that can't be decoded
+            **made_of,
+        }
+        if former and former.training:
+            self.values |= former.training.values
+            self._restore(former.training)
 
-    def epoch(self, loader: DataLoader, epoch: int, step: int) -> Iterator[StepReport]:
-        """Run the steps of an epoch that come after ``step``, reporting each."""
-        accumulate = self.recipe.training.accumulate
+    def epoch(self, epoch: int) -> Iterator[StepReport]:
+        """Run the steps of an epoch that are left, reporting each."""
+        training, step, values = self.recipe.training, self.values["step"], self.values
+        accumulate, end = training.accumulate, (epoch + 1) * self.steps_per_epoch
         self.batches.epoch = epoch
         self.batches.first_batch = (step - epoch * self.steps_per_epoch) * accumulate
         self.objective.train()
-        training = self.recipe.training
         hold_still(self.model, frozen_stages=training.frozen_stages, norms=training.norms)
-        started, seen, right = time.perf_counter(), 0, 0.0
-        first_step = step
-        if step == (epoch + 1) * self.steps_per_epoch:
+        if step == end:
             return  # stopped while it was validated
-        batches = shielded(loader)
-        while step < (epoch + 1) * self.steps_per_epoch:
+        if step == epoch * self.steps_per_epoch:
+            values |= {"seen": 0, "right": 0.0}
+        first_step, seen_before = step, values["seen"]
+        batches = self.clock.start(shielded(self.loader))
+        while step < end:
             left = self.batches.num_batches() - (step - epoch * self.steps_per_epoch) * accumulate
             # Dropout and random counts of this step, whatever ran before it in this process.
-            torch.manual_seed(_mix(self.recipe.seed, step, self.accelerator.process_index))
-            loss, step_seen, step_right = self._step(batches, step, min(accumulate, left))
+            torch.manual_seed(mix(self.recipe.seed, step, self.accelerator.process_index))
+            kept = self._unwrapped().kept_bytes = {} if step == first_step else None
+            loss, seen, right = self._step(batches, step, min(accumulate, left))
+            if kept:
+                _log_kept(kept, training.batch_size)
+            if self.average:
+                self.average.update(self.model, step)
             step += 1
-            seen, right = seen + step_seen, right + step_right
-            seconds = time.perf_counter() - started
+            values |= {"step": step, "seen": values["seen"] + seen, "right": values["right"] + right}
+            seconds = self.clock.seconds()
             yield StepReport(
                 epoch=epoch,
                 step=step,
                 num_steps=self.num_steps,
                 loss=loss,
-                accuracy=right / max(seen, 1),
+                accuracy=values["right"] / max(values["seen"], 1),
                 learning_rate=self.optimizer.param_groups[0]["lr"],
-                clips_per_second=seen / seconds,
+                clips_per_second=(values["seen"] - seen_before) / seconds,
                 seconds_left=seconds / (step - first_step) * (self.num_steps - step),
+                waiting=self.clock.waiting(),
             )
+
+    def validate(self, epoch: int, on_progress: Callable[[int, int], None]) -> tuple[Evaluation, bool]:
+        """Measure the network after an epoch; also whether it is the best so far."""
+        recipe, task, network = self.recipe, self.task, self.network
+        if self.accelerator.num_processes > 1:
+            for (
+                buffer
+            ) in network.buffers():  # each process has statistics of its own videos: the first one's count
+                buffer.copy_(broadcast(buffer))
+        measured = evaluate(
+            network,
+            task.validation,
+            preprocessing=self.preprocessing,
+            frame_counts=recipe.clip.frame_counts,
+            trained_counts=recipe.trained_counts,
+            sampling=recipe.clip.sampling,
+            window=recipe.clip.window,
+            batch_size=recipe.training.batch_size,
+            num_workers=recipe.data.num_workers,
+            accelerator=self.accelerator,
+            label_sets=task.label_sets,
+            on_progress=on_progress,
+        )
+        results = [measured.at(count) for count in recipe.trained_counts]
+        precisions = [result.mean_average_precision for result in results]
+        top1 = sum(  # what the best checkpoint has most of: mAP where a video shows several classes
+            result.top1 if precision is None else precision
+            for result, precision in zip(results, precisions, strict=True)
+        ) / len(results)
+        self.values["metrics"] = {"validation": {"epoch": epoch + 1, **measured.to_dict()}}
+        improved = top1 > self.values["best_top1"]
+        if improved:
+            self.values["best_top1"] = top1
+        return measured, improved
+
+    @property
+    def network(self) -> TSM:
+        """What is validated and saved: the averaged network, or the network itself."""
+        return self.average.module if self.average else self.model
+
+    def checkpoint_is_due(self) -> bool:
+        """Whether a checkpoint inside an epoch is wanted now; of several processes the first one's clock counts."""
+        training, step = self.recipe.training, self.values["step"]
+        if training.checkpoint_steps and step % training.checkpoint_steps == 0:
+            return True
+        minutes = (time.monotonic() - self.saved) / 60
+        return (
+            self.accelerator.is_main_process
+            and training.checkpoint_minutes is not None
+            and minutes >= training.checkpoint_minutes
+        )
+
+    def save(self, *, best: bool = False) -> None:
+        """Write the newest checkpoint, or the best; none of several processes goes on before it is there."""
+        if self.accelerator.is_main_process:
+            recipe = self.recipe
+            checkpoint = Checkpoint(
+                model=self.network,
+                class_names=list(self.task.classes),
+                preprocessing=self.preprocessing,
+                frame_counts=recipe.trained_counts,
+                sampling={"sampling": recipe.clip.sampling, "window": recipe.clip.window},
+                recipe=recipe.to_dict(),
+                metrics=self.values.get("metrics", {}),
+                training=None if best else self._state(),
+                multi_label=recipe.data.multi_label,
+            )
+            if best:
+                self.folder.save_best(checkpoint)
+            else:
+                self.folder.save(checkpoint, step=self.values["step"])
+        self.saved = time.monotonic()
+        self.accelerator.wait_for_everyone()
+
+    def in_any(self, *flags: bool) -> list[bool]:
+        """Whether each flag is set in any process; the same in all of them, so that they stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return list(flags)
+        mine = torch.tensor([float(flag) for flag in flags], device=self.accelerator.device)
+        return [bool(flag) for flag in self.accelerator.reduce(mine, "sum").tolist()]
 
     def _step(self, batches: Iterator[Any], step: int, num_batches: int) -> tuple[float, int, float]:
         factor = learning_rate_factor(self.recipe, step, self.steps_per_epoch)
@@ -629,9 +598,10 @@ class _Run:
         for i in range(num_batches):
             batch = next(batches)
             self._note_bad(batch.bad)
+            counts = self.batches.counts((step % self.steps_per_epoch) * self.recipe.training.accumulate + i)
             last = i + 1 == num_batches
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
-                totals += self._backward(batch.to(self.accelerator.device), num_batches)
+                totals += self._backward(batch.to(self.accelerator.device), counts, num_batches)
         loss, seen, right = self.accelerator.reduce(totals, "sum").tolist()
         if not math.isfinite(loss):
             raise RecipeError(
@@ -646,24 +616,37 @@ class _Run:
         self.optimizer.zero_grad()
         return loss / max(seen, 1), int(seen), right
 
-    def _backward(self, batch: Any, num_batches: int) -> Tensor:
+    def _backward(self, batch: Any, counts: Sequence[int], num_batches: int) -> Tensor:
         size = len(batch.labels)
         share = self._share(size)
         if size == 0:
             if self.accelerator.num_processes > 1:
-                self._take_part(num_batches)
+                self._take_part(counts, num_batches)
             return torch.zeros(3, device=self.accelerator.device)
         clips = batch.clips
         with self.accelerator.autocast():
             loss, logits = self.objective(clips, batch.labels)
-        self.accelerator.backward(loss * share / num_batches)
+        self._backpropagate(loss * share / num_batches)
         guesses = logits.argmax(1)
-        label_sets = self.accelerator.unwrap_model(self.objective).label_sets
+        label_sets = self._unwrapped().label_sets
         if label_sets is None:
             right = (guesses == batch.labels).sum()
         else:
             right = label_sets[batch.labels].gather(1, guesses[:, None]).sum()
         return torch.stack([loss.detach() * size, torch.tensor(float(size), device=loss.device), right])
+
+    def _unwrapped(self) -> FrameFlexibleObjective:
+        return cast(FrameFlexibleObjective, getattr(self.objective, "module", self.objective))
+
+    def _backpropagate(self, loss: Tensor) -> None:
+        if not self.recipe.training.grad_checkpointing:
+            self.accelerator.backward(loss)
+            return
+        # What is computed again would enter the norms' running statistics a second time.
+        once = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        self.accelerator.backward(loss)
+        for buffer, value in once:
+            buffer.copy_(value)
 
     def _share(self, size: int) -> Tensor | float:
         """What makes the mean over processes one over videos, where batches of one step differ in size."""
@@ -673,35 +656,38 @@ class _Run:
         mine = torch.tensor(float(size), device=self.accelerator.device)
         return mine * processes / self.accelerator.reduce(mine, "sum").clamp(min=1)
 
-    def _take_part(self, num_batches: int) -> None:
+    def _take_part(self, counts: Sequence[int], num_batches: int) -> None:
         """Zero gradients of a process whose videos can't be decoded: the others wait for some from each."""
         size = self.recipe.clip.crop_size
         device = self.accelerator.device
-        clips = {
-            count: torch.zeros(1, 3, count, size, size, device=device) for count in self.batches.frame_counts
-        }
-        modules = [module for module in self.objective.modules() if module.training]
+        clips = {count: torch.zeros(1, 3, count, size, size, device=device) for count in counts}
+        synced = [module for module in self.model.modules() if isinstance(module, Synced)]
+        modules = [m for m in self.objective.modules() if m.training and not isinstance(m, Synced)]
         for module in modules:
             module.training = False  # no norm takes statistics of this clip
+        for norm in synced:
+            norm.counts = False  # takes part in the other processes' sums and adds nothing
         with self.accelerator.autocast():
             loss, _ = self.objective(clips, torch.zeros(1, dtype=torch.long, device=device))
+        self._backpropagate(loss * 0 / num_batches)
         for module in modules:
             module.training = True
-        self.accelerator.backward(loss * 0 / num_batches)
+        for norm in synced:
+            norm.counts = True
 
     def _note_bad(self, bad: list[Any]) -> None:
         for video in bad:
-            if video.name not in self.bad:
-                self.bad[video.name] = video.reason
+            if video.name not in self.values["bad"]:
+                self.values["bad"][video.name] = video.reason
                 logger.warning("left out of training: %s: %s", video.name, video.reason)
-        if len(self.bad) > MAX_BAD_SHARE * self.batches.num_videos + 1:
-            listed = "; ".join(list(self.bad)[:10])
+        if len(self.values["bad"]) > MAX_BAD_SHARE * self.batches.num_videos + 1:
+            listed = "; ".join(list(self.values["bad"])[:10])
             raise VideoError(
-                f"{len(self.bad)} of {self.batches.num_videos} training videos can't be decoded, more than "
+                f"{len(self.values['bad'])} of {self.batches.num_videos} training videos can't be decoded, more than "
                 f"{MAX_BAD_SHARE:.0%}: {listed}. Repair or remove them"
             )
 
-    def state(self, values: dict[str, Any]) -> TrainingState:
+    def _state(self) -> TrainingState:
         """What resuming needs: the step and the optimizer's tensors, by parameter name."""
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         tensors: dict[str, Tensor] = {}
@@ -709,13 +695,17 @@ class _Run:
             for slot, value in slots.items():
                 if value is not None:
                     tensors[f"{slot}/{names[id(parameter)]}"] = torch.as_tensor(value)
+        if self.average:
+            tensors |= {f"{_RAW}{name}": value for name, value in self.model.state_dict().items()}
         scaler = self.accelerator.scaler
-        return TrainingState({**values, "scaler": scaler.state_dict() if scaler else {}}, tensors)
+        return TrainingState({**self.values, "scaler": scaler.state_dict() if scaler else {}}, tensors)
 
-    def restore(self, training: TrainingState) -> None:
+    def _restore(self, training: TrainingState) -> None:
         """Take up the state of a former run; the model's weights are loaded already."""
         parameters = dict(self.model.named_parameters())
         for key, value in training.tensors.items():
+            if key.startswith(_RAW):
+                continue  # loaded already
             slot, name = key.split("/", 1)
             parameter = parameters[name]
             if value.shape == parameter.shape:  # laid out as the parameter is, so that one kernel takes both
@@ -725,38 +715,43 @@ class _Run:
             self.accelerator.scaler.load_state_dict(training.values["scaler"])
 
 
-class _Log:
-    """``log.jsonl``: a line for each step and validation; TensorBoard beside it on request."""
+def _build_objective(
+    recipe: Recipe, model: TSM, targets: Tensor, label_sets: LabelSets | None
+) -> FrameFlexibleObjective:
+    options = recipe.objective
+    weights = None
+    if options.class_balance == "loss":
+        weights = class_weights(targets, multi_label=recipe.data.multi_label)
+    return FrameFlexibleObjective(
+        model,
+        label_smoothing=options.label_smoothing,
+        kl_weight=options.kl_weight,
+        temperature=options.temperature,
+        student_cross_entropy=options.student_cross_entropy,
+        reverse_kl=options.reverse_kl,
+        class_weights=weights,
+        label_sets=label_sets.table if label_sets else None,
+        compile=recipe.training.compile,
+    )
 
-    def __init__(self, output: Path, recipe: Recipe, is_main: bool) -> None:
-        self.file = (output / "log.jsonl").open("a", encoding="utf-8") if is_main else None
-        self.board = (
-            _summary_writer()(str(output / "tensorboard"))
-            if is_main and recipe.training.tensorboard
-            else None
-        )
-        self.step = 0
 
-    def __enter__(self) -> _Log:
-        return self
+def _average_of(model: TSM, decay: float) -> ModelEmaV3:
+    """A running average of weights and statistics; a pure function of the steps, so that resuming needs no state."""
+    return ModelEmaV3(model, decay=decay, use_warmup=True)
 
-    def __exit__(self, *exception: object) -> None:
-        if self.file:
-            self.file.close()
-        if self.board:
-            self.board.close()
 
-    def write(self, event: str, values: dict[str, Any]) -> None:
-        self.step = values.get("step", self.step)
-        if self.file:
-            self.file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
-            self.file.flush()
-        if self.board and event == "step":
-            for name in ("loss", "accuracy", "learning_rate", "clips_per_second"):
-                self.board.add_scalar(f"train/{name}", values[name], self.step)
-        elif self.board:
-            for result in values["results"]:
-                self.board.add_scalar(f"validation/top1_{result['num_frames']}f", result["top1"], self.step)
+def _load_raw(model: TSM, training: TrainingState) -> None:
+    raw = {key.removeprefix(_RAW): value for key, value in training.tensors.items() if key.startswith(_RAW)}
+    model.load_state_dict(raw)
+
+
+def _checkpoint_gradients(model: TSM) -> None:
+    try:
+        model.set_grad_checkpointing()
+    except (AssertionError, AttributeError) as error:  # how timm says it
+        raise RecipeError(
+            f"training.grad_checkpointing: timm's {model.config['backbone']} can't compute stages again; leave it off"
+        ) from error
 
 
 def _summary_writer() -> Any:
@@ -767,14 +762,6 @@ def _summary_writer() -> Any:
             "training.tensorboard needs the package tensorboard: pip install 'frameflex[tracking]'"
         ) from error
     return SummaryWriter
-
-
-def _in_any(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether a flag is set in any process; the same answer in all of them, so that they stop at the same step."""
-    if accelerator.num_processes == 1:
-        return flag
-    flags = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum")
-    return bool(flags.item())
 
 
 @contextlib.contextmanager
@@ -799,24 +786,27 @@ def _stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _former_run(recipe: Recipe, last: Path) -> Checkpoint:
-    former = load_checkpoint(last, training=True)
-    if former.training is None:
-        raise RecipeError(f"{last} holds no state to resume from; expected the last checkpoint of a run")
-    before, now = _flat(former.recipe), _flat(recipe.to_dict())
-    free = {"output", "data.num_workers"}  # what may change without changing the result
-    changed = sorted(
-        key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and key not in free
-    )
+_FREE = {  # what may change without changing the result
+    "output",
+    "data.num_workers",
+    "training.tensorboard",
+    "training.keep_checkpoints",
+    "training.checkpoint_minutes",
+    "training.checkpoint_steps",
+}
+
+
+def _check_same_recipe(former: Checkpoint, recipe: Recipe, folder: RunFolder) -> None:
+    before, now = _flat(Recipe(recipe.data).to_dict()) | _flat(former.recipe), _flat(recipe.to_dict())
+    changed = sorted(key for key in now if before.get(key) != now[key] and key not in _FREE)
     if changed:
         listed = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed)
-        raise RecipeError(f"can't resume {last.parent} with another recipe: {listed}")
+        raise RecipeError(f"can't resume {folder.path} with another recipe: {listed}")
     former.model.train()
-    return former
 
 
 def _check_same_data(
-    former: Checkpoint, last: Path, classes: Sequence[str], made_of: Mapping[str, int]
+    former: Checkpoint, folder: RunFolder, classes: Sequence[str], made_of: Mapping[str, int]
 ) -> None:
     assert former.training is not None
     before = former.training.values
@@ -829,8 +819,8 @@ def _check_same_data(
         changed.append(f"classes were {former.class_names[:5]} … and are {list(classes)[:5]} …")
     if changed:
         raise RecipeError(
-            f"can't resume {last.parent} with other data or processes: {'; '.join(changed)}. To train on from its "
-            f"weights give {last} as model.init of a new run"
+            f"can't resume {folder.path} with other data or processes: {'; '.join(changed)}. To train on from its "
+            f"weights give {folder.last} as model.init of a new run"
         )
 
 
@@ -920,13 +910,11 @@ def _log_start(recipe: Recipe, model: TSM, training: VideoList, validation: Vide
         logger.info("no horizontal flips (clip.flip is off)")
 
 
-def _is_norm(model: nn.Module, name: str) -> bool:
-    from frameflex.models.frame_flexible import NORMS
-
-    return isinstance(model.get_submodule(name.rpartition(".")[0]), NORMS)
-
-
-def _mix(*numbers: int) -> int:
-    """One seed out of several numbers, so that neighbouring ones give unrelated streams."""
-    digest = hashlib.sha256(",".join(map(str, numbers)).encode()).digest()
-    return int.from_bytes(digest[:7], "big")
+def _log_kept(kept: Mapping[int, int], batch_size: int) -> None:
+    """Say what the backward pass of a step needs, from what its first forward pass kept for each T."""
+    logger.info(
+        "kept for the backward pass, a video: %s; %.0f MB for a batch of %d",
+        ", ".join(f"{num_bytes / 1e6:.1f} MB at {count} frames" for count, num_bytes in sorted(kept.items())),
+        batch_size * sum(kept.values()) / 1e6,
+        batch_size,
+    )

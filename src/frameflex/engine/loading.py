@@ -1,0 +1,193 @@
+"""Which videos a step sees, who decodes them, and whether they come in time."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from frameflex.data.datasets import ClipDataset, VideoList, collate
+from frameflex.data.transforms import Preprocessing, TrainTransform, exchange_directions
+from frameflex.engine.recipe import Recipe, RecipeError
+
+logger = logging.getLogger(__name__)
+
+_NEVER = 1_000_003  # epochs
+
+
+class EpochBatches:
+    """Batches of ``(video, epoch, frame counts)``, in an order that is a pure function of seed and epoch.
+
+    Every video is dealt to exactly one process each epoch, and every process makes as many batches as the
+    others; where the videos don't divide, some make smaller ones.
+
+    Args:
+        num_videos: of the data set.
+        batch_size: for each process.
+        seed: of the run.
+        frame_counts: the T's of every clip.
+        random_counts: each batch draws the counts below the largest from the range that they span.
+        weights: ``(num_videos,)``; an epoch draws as many videos as there are, each as often as its weight says.
+            One that is drawn again in an epoch gets other frames and another augmentation.
+        rank: this process.
+        world: number of processes.
+    """
+
+    def __init__(
+        self,
+        num_videos: int,
+        *,
+        batch_size: int,
+        seed: int,
+        frame_counts: Sequence[int],
+        random_counts: bool = False,
+        weights: Tensor | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if num_videos < world:
+            raise RecipeError(f"{num_videos} training videos are too few for {world} processes")
+        self.num_videos, self.batch_size, self.seed = num_videos, batch_size, seed
+        self.frame_counts, self.random_counts = tuple(sorted(frame_counts)), random_counts
+        self.weights = weights
+        self.rank, self.world = rank, world
+        self.epoch, self.first_batch = 0, 0
+
+    def __len__(self) -> int:
+        return math.ceil(self.num_videos / (self.batch_size * self.world)) - self.first_batch
+
+    def num_batches(self) -> int:
+        """Batches of a whole epoch."""
+        return math.ceil(self.num_videos / (self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, tuple[int, ...]]]]:
+        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+        if self.weights is None:
+            order = torch.randperm(self.num_videos, generator=generator).tolist()
+        else:
+            order = torch.multinomial(self.weights, self.num_videos, True, generator=generator).tolist()
+        total = self.num_batches()
+        times: Counter[int] = Counter()
+        # Augmentation is drawn for (video, epoch): a repeated video asks for that of an epoch that never comes.
+        draws = []
+        for video in order:
+            draws.append((video, self.epoch + times[video] * _NEVER))
+            times[video] += 1
+        for batch in range(self.first_batch, total):
+            # The videos of a step, as equal as they can be dealt to its batches over all processes.
+            start, end = (self.num_videos * i // total for i in (batch, batch + 1))
+            counts = self.counts(batch)
+            yield [(video, epoch, counts) for video, epoch in draws[start:end][self.rank :: self.world]]
+
+    def counts(self, batch: int) -> tuple[int, ...]:
+        """The T's of a batch of this epoch, ascending; the same in every process."""
+        if not self.random_counts or len(self.frame_counts) == 1:
+            return self.frame_counts
+        smallest, largest = self.frame_counts[0], self.frame_counts[-1]
+        generator = torch.Generator().manual_seed(
+            mix(self.seed, self.epoch, batch)
+        )  # the same in every process
+        drawn = (
+            smallest + torch.randperm(largest - smallest, generator=generator)[: len(self.frame_counts) - 1]
+        )
+        return (*sorted(drawn.tolist()), largest)
+
+
+def build_loader(
+    recipe: Recipe,
+    videos: VideoList,
+    preprocessing: Preprocessing,
+    batches: EpochBatches,
+    *,
+    pin_memory: bool,
+) -> DataLoader:
+    """What decodes and augments the training videos of a recipe, in the order of ``batches``."""
+    clip, workers = recipe.clip, recipe.data.num_workers
+    dataset = ClipDataset(
+        videos,
+        frame_counts=recipe.trained_counts,
+        transform=TrainTransform(
+            preprocessing,
+            multi_scale_crop=clip.multi_scale_crop,
+            flip=clip.flip,
+            flip_label=exchange_directions(videos.classes),
+            color_jitter=clip.color_jitter,
+            rand_augment=clip.rand_augment,
+        ),
+        sampling=clip.sampling,
+        window=clip.window,
+        training=True,
+        seed=recipe.seed,
+        on_bad_video=recipe.data.on_bad_video,
+    )
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+    )
+
+
+class LoaderClock:
+    """How long the network waits for videos, from the first batch of an epoch on."""
+
+    STARVED = 0.2  # more of the time than this is worth a word
+    AFTER_SECONDS = 20.0
+
+    def __init__(self, num_workers: int) -> None:
+        self.num_workers, self.told = num_workers, False
+        self.started = self.first = time.perf_counter()
+        self.waited = 0.0
+
+    def start(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches of an epoch. The wait for the first one is the start of the workers and isn't counted."""
+        self.started, self.waited = time.perf_counter(), 0.0
+        for number in itertools.count():
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            now = time.perf_counter()
+            if number:
+                self.waited += now - asked
+            else:
+                self.first = now
+            yield batch
+
+    def seconds(self) -> float:
+        """Of this epoch."""
+        return time.perf_counter() - self.started
+
+    def waiting(self) -> float:
+        """Share of the time, 0 to 1; says once where it is large, and what to do."""
+        seconds = time.perf_counter() - self.first
+        share = self.waited / seconds if seconds > 0 else 0.0
+        if share > self.STARVED and seconds > self.AFTER_SECONDS and not self.told:
+            self.told = True
+            cores = os.cpu_count() or 1
+            advice = (
+                f"give data.num_workers more than {self.num_workers} (this machine has {cores} cores)"
+                if self.num_workers < cores
+                else f"all {cores} cores decode already: make decoding cheaper with frameflex data prepare, or train "
+                "at fewer frames"
+            )
+            logger.warning("the network waits for videos %.0f %% of the time; %s", 100 * share, advice)
+        return share
+
+
+def mix(*numbers: int) -> int:
+    """One seed out of several numbers, so that neighbouring ones give unrelated streams."""
+    digest = hashlib.sha256(",".join(map(str, numbers)).encode()).digest()
+    return int.from_bytes(digest[:7], "big")
