@@ -164,6 +164,10 @@ class FrameScale(_PerCount):
         scale = self.scales[first]
         return _Scale(scale if weight == 0.0 else torch.lerp(scale, self.scales[second], weight))
 
+    def gain(self) -> Tensor:
+        """The factor of each channel, ``(C,)``, for clips of ``self.num_frames``."""
+        return self.at_num_frames(self.num_frames).gain()  # type: ignore[operator]
+
 
 class _Scale(nn.Module):
     """``x + w · x``."""
@@ -176,8 +180,11 @@ class _Scale(nn.Module):
             weight  # belongs to the FrameScale, or is made of two: no parameter of its own
         )
 
+    def gain(self) -> Tensor:
+        return 1 + self.weight
+
     def forward(self, x: Tensor) -> Tensor:
-        return x * (1 + self.weight.view(-1, 1, 1))
+        return x * self.gain().view(-1, 1, 1)
 
 
 def make_frame_flexible(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
+
+from frameflex.models.fused_shift import PlainShift, Shift, choose_form, shifted_conv
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -44,6 +45,10 @@ def temporal_shift(x: Tensor, num_frames: int, shift_div: int = 8, *, causal: bo
         ValueError: if ``x`` is not 4-D, if its first axis is no multiple of ``num_frames``, or if
             ``shift_div`` leaves no channel to move or would move more than there are.
     """
+    return PlainShift.apply(x, _checked(x, num_frames, shift_div, causal), False)
+
+
+def _checked(x: Tensor, num_frames: int, shift_div: int, causal: bool) -> Shift:
     if x.ndim != 4:
         raise ValueError(f"features have shape {tuple(x.shape)}; expected (B * num_frames, C, H, W)")
     if num_frames < 1:
@@ -53,8 +58,7 @@ def temporal_shift(x: Tensor, num_frames: int, shift_div: int = 8, *, causal: bo
             f"features hold {x.shape[0]} frames, which is no multiple of num_frames = {num_frames}; "
             "expected (B * num_frames, C, H, W) with the frames of one clip adjacent"
         )
-    fold = shifted_channels(x.shape[1], shift_div)
-    return _Shift.apply(x, num_frames, fold, causal, False)
+    return Shift(num_frames, shifted_channels(x.shape[1], shift_div), causal)
 
 
 def shifted_channels(num_channels: int, shift_div: int) -> int:
@@ -69,37 +73,6 @@ def shifted_channels(num_channels: int, shift_div: int) -> int:
             f"choose shift_div between 2 and {num_channels}"
         )
     return num_channels // shift_div
-
-
-class _Shift(torch.autograd.Function):
-    """The shift as one copy each way; its gradient is the same shift with time running backwards."""
-
-    @staticmethod
-    def forward(x: Tensor, num_frames: int, fold: int, causal: bool, reverse: bool) -> Tensor:
-        out = torch.empty_like(x)
-        clips = x.unflatten(0, (-1, num_frames))  # (B, T, C, H, W)
-        moved = out.unflatten(0, (-1, num_frames))  # (B, T, C, H, W)
-        nothing, first, second = slice(0), slice(0, fold), slice(fold, 2 * fold)
-        ahead, behind = (nothing if causal else first), second
-        if reverse:
-            ahead, behind = behind, ahead
-        moved[:, :-1, ahead] = clips[:, 1:, ahead]
-        moved[:, -1:, ahead] = 0
-        moved[:, 1:, behind] = clips[:, :-1, behind]
-        moved[:, :1, behind] = 0
-        if causal:
-            moved[:, :, first] = clips[:, :, first]
-        moved[:, :, 2 * fold :] = clips[:, :, 2 * fold :]
-        return out
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        _, ctx.num_frames, ctx.fold, ctx.causal, ctx.reverse = inputs
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        moved = _Shift.apply(grad, ctx.num_frames, ctx.fold, ctx.causal, not ctx.reverse)
-        return moved, None, None, None, None
 
 
 def frames_left(num_frames: int, time_stride: int) -> int:
@@ -142,8 +115,13 @@ class TemporalShift(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features ``(B * num_frames, C, H, W)`` through the shift and ``net``."""
         num_frames = frames_left(self.num_frames, self.time_stride)
-        x = temporal_shift(x, num_frames, self.shift_div, causal=self.causal)
-        return self.net(x if self.scale is None else self.scale(x))
+        form = choose_form(x, self.net)
+        if form == "plain":
+            x = temporal_shift(x, num_frames, self.shift_div, causal=self.causal)
+            return self.net(x if self.scale is None else self.scale(x))
+        shift = _checked(x, num_frames, self.shift_div, self.causal)
+        gain = None if self.scale is None else self.scale.gain()  # type: ignore[operator]
+        return shifted_conv(x, self.net, shift, form, gain)  # type: ignore[arg-type]
 
     def at_num_frames(self, num_frames: int) -> TemporalShift:
         """This module for clips of ``num_frames``, sharing its weights."""
