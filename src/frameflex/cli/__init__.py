@@ -17,6 +17,7 @@ VERBS = {  # each is a module of this package with run(argv, console) -> exit st
     "predict": "recognise what happens in videos",
     "calibrate": "fit a checkpoint's statistics to frame counts that it was not trained at",
     "data": "render the bundled benchmark; check and prepare the files of a data set",
+    "export": "write a checkpoint as graphs for ONNX Runtime, OpenVINO or torch",
     "convert": "bring weights of other code bases, timm or torchvision",
     "models": "list the backbones that can be built, with their cost",
 }

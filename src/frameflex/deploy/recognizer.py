@@ -14,6 +14,7 @@ from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.data.datasets import ClipDataset, VideoList, VideoRecord, collate, shielded
 from frameflex.data.transforms import VIEWS, EvalTransform
 from frameflex.data.video import Source, VideoError, open_video
+from frameflex.deploy.exported import is_export, load_exported
 from frameflex.models.tsm import classify_views
 
 
@@ -52,7 +53,13 @@ class Recognizer:
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, *, device: str | torch.device | None = None) -> Recognizer:
-        """Load a ``.safetensors`` checkpoint; errors as in `load_checkpoint`."""
+        """Load a ``.safetensors`` checkpoint, or an export of `frameflex export`, which runs on the CPU.
+
+        Raises:
+            FileNotFoundError, CheckpointError: as `load_checkpoint` and `load_exported`.
+        """
+        if is_export(path):
+            return cls(load_exported(path), device="cpu")
         return cls(load_checkpoint(path), device=device)
 
     def __call__(

@@ -1,0 +1,129 @@
+"""``frameflex export``: checkpoints into graphs for other runtimes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from frameflex.cli.options import frame_counts, parser_of, positive
+
+FORMATS = ("onnx", "openvino", "torchexport", "torchscript")  # named here so that --help needs no torch
+
+
+def run(argv: list[str], console: Any) -> int:
+    parser = parser_of(
+        "export",
+        "Write a checkpoint as graphs for ONNX Runtime, OpenVINO or torch: a folder with one graph for each frame\n"
+        "count and a manifest. Every graph is compared with the model first; where they differ nothing is written.\n"
+        "frameflex predict takes the folder like a checkpoint.",
+        "frameflex export best.safetensors --format openvino --frames 4,8,16 --output exported",
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file of frameflex"
+    )
+    parser.add_argument("--format", required=True, choices=FORMATS, help="for which runtime")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to make")
+    parser.add_argument(
+        "--frames",
+        type=_frames,
+        help="such as 4,8,16, a graph for each; or any, one graph for all (onnx and openvino, plain TSM); default: "
+        "the trained counts",
+    )
+    parser.add_argument(
+        "--batch", type=_batch, default="dynamic", help='clips at once: a number, or "dynamic" (default)'
+    )
+    smaller = parser.add_mutually_exclusive_group()
+    smaller.add_argument("--half", action="store_true", help="half-precision weights and arithmetic")
+    smaller.add_argument(
+        "--int8",
+        nargs="+",
+        metavar="VIDEO",
+        help="8-bit weights and arithmetic (onnx and openvino), calibrated with these videos: files, folders "
+        "(searched) or quoted patterns; some tens to hundreds",
+    )
+    parser.add_argument(
+        "--calibrate-with",
+        type=positive,
+        default=200,
+        help="use at most so many of the --int8 videos, spread evenly (default: 200)",
+    )
+    parser.add_argument(
+        "--check",
+        metavar="DATA",
+        help="labelled videos on which --half or --int8 is measured against the model (default: the --int8 videos, "
+        "without labels)",
+    )
+    parser.add_argument("--split", default="validation", help="of --check data (default: validation)")
+    parser.add_argument(
+        "--min-agreement",
+        type=float,
+        default=0.8,
+        help="share of the checked videos that must keep their label, 0 to 1 (default: 0.8)",
+    )
+    parser.add_argument(
+        "--uint8-input",
+        action="store_true",
+        help="the graph takes pixels, resized and cropped, and normalises them itself",
+    )
+    parser.add_argument("--opset", type=positive, default=18, help="operator set of onnx (default: 18)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
+    parser.add_argument("--json", action="store_true", help="print the manifest instead of the folder's name")
+    args = parser.parse_args(argv)
+    from frameflex.checkpoint import load_checkpoint
+    from frameflex.data.datasets import VideoList, VideoRecord, find_video_files, load_split
+    from frameflex.deploy.export import export
+
+    if args.output.exists():
+        raise FileExistsError(f"{args.output} is there already; choose another --output")
+    checkpoint = load_checkpoint(args.checkpoint)
+    calibration = None
+    if args.int8:
+        files = find_video_files(args.int8)
+        number = min(len(files), args.calibrate_with)
+        files = [files[i * len(files) // number] for i in range(number)]
+        calibration = VideoList(
+            [VideoRecord(file, None, str(file)) for file in files], checkpoint.class_names
+        )
+    check = load_split(args.check, args.split, classes=checkpoint.class_names) if args.check else None
+    manifest = export(
+        checkpoint,
+        args.output,
+        format=args.format,
+        frame_counts=args.frames,
+        batch=args.batch,
+        half=args.half,
+        int8_videos=calibration,
+        check_videos=check,
+        min_agreement=args.min_agreement,
+        uint8_input=args.uint8_input,
+        opset=args.opset,
+        num_workers=args.workers,
+        on_progress=lambda what: console.print(what),
+    )
+    for row in manifest.get("parity", []):
+        console.print(
+            f"T = {row['num_frames']}, batch {row['batch']}: logits differ by at most {row['max_difference']:.2g} "
+            f"(allowed: {row['allowed']:.2g})"
+        )
+    for row in manifest.get("agreement", []):
+        line = f"T = {row['num_frames']}: the model's label on {row['same_label']:.1%} of {row['num_videos']} videos"
+        if "top1_model" in row:
+            line += f"; top-1 {row['top1_model']:.1%} before, {row['top1_graph']:.1%} after"
+        console.print(line)
+    print(json.dumps(manifest, indent=1, ensure_ascii=False) if args.json else args.output)  # noqa: T201
+    return 0
+
+
+def _frames(text: str) -> tuple[int, ...] | str:
+    return "any" if text == "any" else frame_counts(text)
+
+
+def _batch(text: str) -> int | str:
+    if text == "dynamic":
+        return text
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f'{text!r}; expected "dynamic" or a number of at least 1') from None

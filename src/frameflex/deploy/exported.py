@@ -1,0 +1,366 @@
+"""Exported graphs: the manifest that describes them, and running them as a checkpoint's model is run.
+
+An export is a folder: one graph for each frame count, or one for all, and ``manifest.json`` with everything else
+that an answer needs (classes, pixels, sampling) and a checksum of every file. docs/export.md describes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import platform
+import re
+import threading
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from frameflex.checkpoint import Checkpoint, CheckpointError
+from frameflex.data.transforms import Preprocessing
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_VERSION = 1
+_PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "timm")
+
+
+class ExportError(CheckpointError):
+    """A graph that can't be made, doesn't do what its model does, or can't be run; the message says what to do."""
+
+
+def needed(name: str, what: str) -> ModuleType:
+    """Import a package of the extra ``export``. Raises ExportError, which names the extra, where it is missing."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ExportError(
+            f"{what} needs the package {name.partition('.')[0]} ({error}). Install it: "
+            "pip install 'frameflex[export]'"
+        ) from error
+
+
+# ------------------------------------------------------------------------------------------- the manifest
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a manifest says of the checkpoint behind the graphs: all that an answer needs besides the network."""
+    return {
+        "class_names": list(checkpoint.class_names),
+        "preprocessing": checkpoint.preprocessing.to_dict(),
+        "sampling": dict(checkpoint.sampling),
+        "multi_label": checkpoint.multi_label,
+        "trained_frame_counts": sorted(checkpoint.frame_counts),
+        "architecture": checkpoint.model.config,
+        "license": checkpoint.license,
+        "source": checkpoint.source,
+    }
+
+
+def write_manifest(folder: str | Path, values: Mapping[str, Any]) -> Path:
+    """Write ``manifest.json`` for the files that are in ``folder``.
+
+    Args:
+        folder: holds the finished graphs, and nothing else.
+        values: what the manifest says, for JSON. The format's version, the SHA-256 checksum of every file and the
+            versions of the packages that were there are added.
+
+    Returns:
+        The manifest's path.
+    """
+    folder = Path(folder)
+    files = sorted(file for file in folder.iterdir() if file.name != MANIFEST_NAME)
+    manifest = {
+        "frameflex_export": MANIFEST_VERSION,
+        **values,
+        "files": {file.name: checksum(file) for file in files},
+        "versions": {"frameflex": _version("frameflex"), "python": platform.python_version()}
+        | {name: _version(name) for name in _PACKAGES if _version(name)},
+    }
+    path = folder / MANIFEST_NAME
+    path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def read_manifest(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Read and check a manifest: its version, that its files lie beside it, and their checksums.
+
+    Args:
+        path: a folder with ``manifest.json``, that file, or a graph beside it.
+
+    Returns:
+        The folder, and the manifest.
+
+    Raises:
+        FileNotFoundError: if there is no manifest, or a file that it names is missing.
+        ExportError: if the manifest is damaged, of a newer version, names a file outside its folder, or if a file
+            isn't the one that was exported.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    manifest_path = folder / MANIFEST_NAME
+    if not path.exists() or not manifest_path.is_file():
+        raise FileNotFoundError(
+            f"export {path}: no {MANIFEST_NAME} there; expected a folder written by frameflex export"
+        )
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        number = int(manifest["frameflex_export"])
+        files = {str(name): str(digest) for name, digest in manifest["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ExportError(f"export {manifest_path} is no manifest of frameflex: {error!r}") from error
+    if number > MANIFEST_VERSION:
+        raise ExportError(
+            f"export {manifest_path} has format {number}; this frameflex reads up to {MANIFEST_VERSION}. "
+            "Update it: pip install -U frameflex"
+        )
+    for name, digest in files.items():
+        if not _is_plain_name(name):
+            raise ExportError(
+                f"export {manifest_path} names the file {name!r}; expected plain names of files beside it"
+            )
+        file = folder / name
+        if file.is_symlink() or not file.is_file():
+            raise FileNotFoundError(f"export {folder}: {name} is missing; copy the whole folder again")
+        if checksum(file) != digest:
+            raise ExportError(
+                f"export {file}: its SHA-256 checksum isn't the manifest's. The file was changed or arrived damaged; "
+                "it is not used. Copy it again, or export again"
+            )
+    if path.is_file() and path != manifest_path and path.name not in files:
+        raise ExportError(f"export {path}: {MANIFEST_NAME} beside it doesn't name this file")
+    return folder, manifest
+
+
+def is_export(path: str | Path) -> bool:
+    """Whether a path looks like an export (its folder, manifest or a graph in it) rather than a checkpoint."""
+    path = Path(path)
+    if path.is_dir():
+        return (path / MANIFEST_NAME).is_file()
+    return path.name == MANIFEST_NAME or path.suffix in {".onnx", ".xml", ".bin", ".pt2", ".pt"}
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    running = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            running.update(chunk)
+    return running.hexdigest()
+
+
+def _is_plain_name(name: str) -> bool:
+    return re.fullmatch(r"[\w][\w.-]*", name) is not None and name != MANIFEST_NAME
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+# ------------------------------------------------------------------------------------------------ running
+
+
+class ExportedModel(nn.Module):
+    """Runs exported graphs under the contract of a `TSM`: clips ``(B, 3, T, H, W)`` in, logits ``(B, K)`` out.
+
+    Args:
+        folder: where the graphs are.
+        manifest: as `read_manifest` gives it.
+
+    Attributes:
+        frame_counts: the T's that were exported, ascending; empty where one graph takes any T.
+        batch: clips at once in the graph; None where it takes any number.
+        config: the architecture behind the graphs, as `TSM` has it.
+
+    Raises:
+        ExportError: if the manifest doesn't hold together.
+    """
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        super().__init__()
+        try:
+            self.config = dict(manifest["architecture"])
+            self.graph_format = str(manifest["format"])
+            self.precision = str(manifest["precision"])
+            batch = manifest["batch"]
+            self.batch = None if batch == "dynamic" else int(batch)
+            self.uint8_input = bool(manifest["uint8_input"])
+            self.num_classes = len(manifest["class_names"])
+            graphs = {graph["num_frames"]: str(graph["file"]) for graph in manifest["graphs"]}
+            self.graphs = {None if count == "any" else int(count): file for count, file in graphs.items()}
+            preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
+            if not self.graphs or (self.batch is not None and self.batch < 1):
+                raise ValueError(f"{len(self.graphs)} graphs, batch {batch!r}")
+            if not set(self.graphs.values()) <= set(manifest["files"]):
+                raise ValueError("a graph's file is not among files")
+            if self.graph_format not in RUNNERS:
+                raise ValueError(f"format {self.graph_format!r}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ExportError(f"export {folder}: its manifest doesn't hold together: {error!r}") from error
+        self.folder = folder
+        self.frame_counts = tuple(sorted(count for count in self.graphs if count is not None))
+        self.preprocessing = preprocessing
+        self._sessions: dict[int | None, Callable[[np.ndarray], np.ndarray]] = {}
+        self._lock = threading.Lock()  # one session serves one clip at a time: it uses all cores anyway
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Classify clips.
+
+        Args:
+            clip: float ``(B, 3, T, H, W)``, normalised as in the manifest's preprocessing; T one that was exported.
+
+        Returns:
+            Logits ``(B, K)``, float32, on the CPU.
+
+        Raises:
+            ValueError: if there is no graph for this T or size.
+        """
+        if clip.ndim != 5 or clip.shape[1] != 3 or clip.shape[2] < 1:
+            raise ValueError(f"clip has shape {tuple(clip.shape)}; expected (B, 3, T, H, W)")
+        count = None if None in self.graphs else clip.shape[2]
+        if count not in self.graphs:
+            raise ValueError(
+                f"this export has no graph for {count} frames; it has {', '.join(map(str, self.frame_counts))}. "
+                f"Export the checkpoint again with {count} among --frames, or ask for one of those"
+            )
+        plain = clip.detach().float().cpu().contiguous()
+        values = to_pixels(plain, self.preprocessing) if self.uint8_input else plain
+        with self._lock:
+            if count not in self._sessions:
+                self._sessions[count] = RUNNERS[self.graph_format](
+                    self.folder / self.graphs[count], self.precision
+                )
+            logits = [
+                self._run(self._sessions[count], part) for part in values.split(self.batch or len(values))
+            ]
+        return torch.cat(logits)
+
+    def _run(self, session: Callable[[np.ndarray], np.ndarray], clips: Tensor) -> Tensor:
+        missing = (self.batch or 0) - len(clips)
+        if missing > 0:  # a graph for a fixed number of clips: fill it up, and drop what comes of the filling
+            clips = torch.cat([clips, clips[-1:].expand(missing, *clips.shape[1:])])
+        logits = torch.from_numpy(np.array(session(clips.numpy()), dtype=np.float32))
+        return logits[: len(clips) - max(missing, 0)]
+
+
+def to_pixels(clip: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """The pixels, uint8 RGB ``(B, T, H, W, 3)``, behind normalised clips ``(B, 3, T, H, W)``.
+
+    Exact: before they were normalised they were whole numbers.
+    """
+    clip = clip.flip(1) if preprocessing.channel_order == "bgr" else clip
+    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+    pixels = (clip.permute(0, 2, 3, 4, 1) * std + mean) * 255
+    return pixels.round().clamp(0, 255).to(torch.uint8).contiguous()
+
+
+def from_pixels(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Pixels, uint8 RGB ``(B, T, H, W, 3)``, into clips ``(B, 3, T, H, W)`` as a model expects them."""
+    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+    clip = ((pixels.float() / 255 - mean) / std).permute(0, 4, 1, 2, 3)
+    return (clip.flip(1) if preprocessing.channel_order == "bgr" else clip).contiguous()
+
+
+def load_exported(path: str | Path) -> Checkpoint:
+    """An export as a `Checkpoint` whose model runs the graphs; for use, not for training.
+
+    Raises:
+        FileNotFoundError: as `read_manifest`.
+        ExportError: as `read_manifest`, and if the manifest doesn't hold together.
+    """
+    folder, manifest = read_manifest(path)
+    model = ExportedModel(folder, manifest).eval()
+    try:
+        counts = model.frame_counts or tuple(int(count) for count in manifest["trained_frame_counts"])
+        if not counts or model.num_classes < 1:
+            raise ValueError(f"{len(counts)} frame counts, {model.num_classes} classes")
+        return Checkpoint(
+            model=model,  # type: ignore[arg-type]  # it keeps the contract of a TSM's forward
+            class_names=[str(name) for name in manifest["class_names"]],
+            preprocessing=Preprocessing.from_dict(manifest["preprocessing"]),
+            frame_counts=counts,
+            sampling=dict(manifest.get("sampling") or {"sampling": "segments"}),
+            license=str(manifest.get("license") or ""),
+            source=str(manifest.get("source") or ""),
+            multi_label=bool(manifest.get("multi_label", False)),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"export {folder}: its manifest doesn't hold together: {error!r}") from error
+
+
+def _run_onnx(path: Path, precision: str) -> Callable[[np.ndarray], np.ndarray]:
+    runtime = needed("onnxruntime", "running an ONNX file")
+    try:
+        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime raises a dozen kinds, none of them documented
+        raise ExportError(
+            f"export {path}: onnxruntime {runtime.__version__} can't run it ({_first_line(error)}). Where it says "
+            "that the operator set is not supported, update it (pip install -U onnxruntime) or export with an older "
+            "--opset"
+        ) from error
+    name = session.get_inputs()[0].name
+    return lambda clips: session.run(None, {name: clips})[0]
+
+
+def _run_openvino(path: Path, precision: str) -> Callable[[np.ndarray], np.ndarray]:
+    openvino = needed("openvino", "running an OpenVINO file")
+    # Left alone, OpenVINO computes in bfloat16 on CPUs that have it: faster, but not what a float32 model says.
+    options = {} if precision == "half" else {"INFERENCE_PRECISION_HINT": "f32"}
+    try:
+        compiled = openvino.Core().compile_model(str(path), "CPU", options)
+    except RuntimeError as error:
+        raise ExportError(
+            f"export {path}: openvino {openvino.__version__} can't run it ({_first_line(error)}). Update it: "
+            "pip install -U openvino"
+        ) from error
+    request = compiled.create_infer_request()
+    return lambda clips: request.infer([clips])[0]
+
+
+def _run_torchexport(path: Path, precision: str) -> Callable[[np.ndarray], np.ndarray]:
+    try:
+        module = torch.export.load(path).module()
+    except Exception as error:  # as above
+        raise ExportError(
+            f"export {path}: torch {torch.__version__} can't run it ({_first_line(error)}). Programs of torch.export "
+            "are read by the torch that wrote them or a newer one: update it, or export again"
+        ) from error
+    return _torch_runner(module)
+
+
+def _run_torchscript(path: Path, precision: str) -> Callable[[np.ndarray], np.ndarray]:
+    try:
+        module = torch.jit.load(str(path), map_location="cpu")
+    except (RuntimeError, ValueError) as error:
+        raise ExportError(
+            f"export {path}: torch {torch.__version__} can't run it ({_first_line(error)}). Export again"
+        ) from error
+    return _torch_runner(module)
+
+
+def _torch_runner(module: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
+    def run(clips: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return module(torch.from_numpy(clips)).numpy()
+
+    return run
+
+
+RUNNERS: dict[str, Callable[[Path, str], Callable[[np.ndarray], np.ndarray]]] = {
+    "onnx": _run_onnx,
+    "openvino": _run_openvino,
+    "torchexport": _run_torchexport,
+    "torchscript": _run_torchscript,
+}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
