@@ -15,6 +15,7 @@ VERBS = {  # each is a module of this package with run(argv, console) -> exit st
     "train": "train a network as a recipe says",
     "evaluate": "accuracy and cost of a checkpoint at every frame count",
     "predict": "recognise what happens in videos",
+    "stream": "recognise what happens in live pictures: webcam, file, address, standard input",
     "calibrate": "fit a checkpoint's statistics to frame counts that it was not trained at",
     "data": "render the bundled benchmark; check and prepare the files of a data set",
     "export": "write a checkpoint as graphs for ONNX Runtime, OpenVINO or torch",

@@ -88,7 +88,7 @@ def recognize_long(
             raise ValueError(f"output {target}: expected a picture's name, ending in .png, .svg or .pdf")
     for file, target in zip(list(files) * 3, [*outputs, *timelines, *annotated], strict=True):
         if target is not None:
-            _check_writable(target, file)
+            check_writable(target, file)
     failed = 0
     for file, output, timeline, video in zip(files, outputs, timelines, annotated, strict=True):
         try:
@@ -243,13 +243,13 @@ def _targets(path: Path | None, files: Sequence[Path], suffix: str) -> list[Path
     return [path / f"{name}{suffix}" for name in names]
 
 
-def _check_writable(target: Path, source: Path) -> None:
+def check_writable(target: Path, source: Path | None = None) -> None:
     """Say before hours of work that a file can't be made."""
     import os
 
     if target.is_dir():
         raise ValueError(f"output {target}: is a folder; expected a file's name")
-    if target.exists() and source.exists() and os.path.samefile(target, source):
+    if source is not None and target.exists() and source.exists() and os.path.samefile(target, source):
         raise ValueError(f"output {target}: is the video itself; expected another name")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

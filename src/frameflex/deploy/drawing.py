@@ -37,17 +37,18 @@ def draw_label(image: Tensor, text: str, note: str = "") -> Tensor:
 
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     draw = ImageDraw.Draw(picture, "RGBA")
-    size = max(10, min(picture.height // 14, 40))
-    for line, points, at_top in ((text, size, True), (note, max(8, size * 2 // 3), False)):
-        if not line:
+    size = max(9, min(picture.height // 14, 40))
+    for words, points, at_top in ((text, size, True), (note, max(8, size * 2 // 3), False)):
+        if not words:
             continue
         font = _font(points)
-        line = _shortened(" ".join(line.split()), font, picture.width - points)
-        left, top, right, bottom = draw.textbbox((0, 0), line, font=font)
+        lines = "\n".join(_wrapped(words, font, picture.width - points))
+        left, top, right, bottom = draw.multiline_textbbox((0, 0), lines, font=font)
         height = bottom - top + points // 2
         y = 0 if at_top else picture.height - height
         draw.rectangle((0, y, right - left + points, y + height), fill=(0, 0, 0, 160))
-        draw.text((points // 2 - left, y + points // 4 - top), line, font=font, fill=(255, 255, 255, 255))
+        place = (points // 2 - left, y + points // 4 - top)
+        draw.multiline_text(place, lines, font=font, fill=(255, 255, 255, 255))
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)  # (3, H, W)
 
 
@@ -59,8 +60,8 @@ def label_of(event: Event | None) -> str:
 class VideoWriter:
     """Writes pictures with their times as an H.264 video; the file gets its name when it is complete.
 
-    A context manager. Left by an error it leaves no file; left by Ctrl-C it finishes what there is, so that a
-    recording that is stopped by hand can be played.
+    A context manager. Left by an error it leaves no file; left by Ctrl-C, or because nobody reads what the
+    program prints, it finishes what there is, so that a recording that is stopped by hand can be played.
 
     Args:
         path: ends in .mp4, .mkv or .mov; folders are made.
@@ -110,7 +111,7 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        finished = kind is None or issubclass(kind, KeyboardInterrupt)
+        finished = kind is None or issubclass(kind, (KeyboardInterrupt, BrokenPipeError))
         if finished and self._stream is not None:
             self._container.mux(self._stream.encode())
         self._container.close()
@@ -221,7 +222,19 @@ def _font(points: int) -> Any:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), points)
 
 
-def _shortened(text: str, font: Any, width: int) -> str:
+def _wrapped(text: str, font: Any, width: int) -> list[str]:
+    """At most three lines; what doesn't fit is cut."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if not lines[-1] or font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return [_cut(line, font, width) for line in lines[:3]]
+
+
+def _cut(text: str, font: Any, width: int) -> str:
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

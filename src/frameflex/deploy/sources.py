@@ -190,6 +190,11 @@ class LiveSource:
         items += self._counts(over)
         return items
 
+    @property
+    def waiting(self) -> bool:
+        """Whether `poll` would give something."""
+        return bool(self._items)
+
     def stop(self) -> None:
         """End the thread; one that hangs in a device is left behind, it doesn't keep the process."""
         self._stopped.set()
