@@ -102,6 +102,20 @@ def test_a_frame_flexible_stream_equals_offline_at_every_count(backbone, untrain
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_convnext", "mobilenetv2_050"])
+def test_convolutions_split_for_other_runtimes_give_the_same_logits(backbone):
+    model = causal(backbone, frame_counts=(2, 4))
+    step = CausalStep(model, num_frames=4)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    step.split_convolutions()
+    clips = torch.randn(2, 3, 4, SIZE, SIZE)
+    expected = offline(model, clips)
+    torch.testing.assert_close(
+        streamed(step, clips)[0], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())
+    )
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
 def test_streams_join_and_part_in_mid_stream():
     model = causal()
     step = CausalStep(model)
