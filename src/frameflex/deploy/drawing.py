@@ -19,6 +19,11 @@ from frameflex.deploy.events import Event, Segment, new_file
 _MOST_ROWS = 16
 """Classes in a timeline: more can't be read."""
 
+_MOST_STEPS = 1000
+"""Of a line in a timeline: there are as many pixels."""
+
+_TICKS_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
+
 _UNIT = Fraction(1, 1000)  # of times in a written video: milliseconds, whatever the source's rate
 
 
@@ -159,9 +164,10 @@ def plot_timeline(
         title: above the picture.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, MultipleLocator
 
     rows = _rows(events, segments)
+    segments = _thinned(segments)
     figure = Figure(figsize=(12, 1.4 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for start, end in gaps:
@@ -187,6 +193,9 @@ def plot_timeline(
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, max(duration_seconds, 1e-3))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: clock(max(0.0, seconds))))
+    apart = next((s for s in _TICKS_SECONDS if duration_seconds / s <= 12), None)
+    if apart is not None:
+        axes.xaxis.set_major_locator(MultipleLocator(apart))
     axes.set_xlabel("time")
     hidden = len({e.index for e in events}) - len(rows)
     axes.set_title(title + (f"  ({hidden} more classes have events)" if hidden > 0 else ""))
@@ -209,9 +218,29 @@ def _rows(events: Sequence[Event], segments: Sequence[Segment]) -> list[int]:
     for event in events:
         total[event.index] = total.get(event.index, 0.0) + event.end_seconds - event.start_seconds
     if not total and segments:
-        mean = np.mean([s.probabilities for s in segments], axis=0)
+        mean = np.mean([s.probabilities for s in segments], axis=0, dtype=np.float32)
         return [int(i) for i in mean.argsort()[::-1][:5]]
     return sorted(total, key=lambda index: -total[index])[:_MOST_ROWS]
+
+
+def _thinned(segments: Sequence[Segment]) -> Sequence[Segment]:
+    """At most about `_MOST_STEPS` segments: the mean of neighbours that touch."""
+    together = -(-len(segments) // _MOST_STEPS)
+    if together <= 1:
+        return segments
+    thinned: list[Segment] = []
+    group: list[Segment] = []
+    for segment in segments:
+        if group and (len(group) == together or segment.start_seconds > group[-1].end_seconds):
+            thinned.append(_mean(group))
+            group = []
+        group.append(segment)
+    return [*thinned, _mean(group)]
+
+
+def _mean(group: Sequence[Segment]) -> Segment:
+    values = np.stack([s.probabilities for s in group]).mean(0, dtype=np.float32)
+    return Segment(group[0].start_seconds, group[-1].end_seconds, values)
 
 
 def _font(points: int) -> Any:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _HELD_BYTES = 64 * 2**20
 """Decoded pictures that wait for their window; beyond it they are cut to the network's size right away."""
 
-_SAME_TIME = 1e-6  # seconds; timestamps are multiples of the container's unit, rounded to floats
+_SAME_TIME = 1e-3  # seconds: Matroska rounds times to milliseconds
 _JUMP_SECONDS = 1.0  # a timestamp so far back is another recording that was appended, not a glitch
 
 
@@ -123,9 +123,11 @@ class ForwardVideo:
                         f"{size[1]}x{size[0]}; all are scaled to that"
                     )
                     self._trouble("size", seconds, seconds, text)
+                # The stated rate is a mean, which says little of a recording with pauses.
+                passed = usual if last is None else seconds - last
                 last = self.seconds = seconds
                 self.num_decoded += 1
-                yield VideoFrame(item, seconds, size, usual)
+                yield VideoFrame(item, seconds, size, passed if passed < 0.75 * usual else usual)
         except SourceLost as error:
             self._trouble("ended", last or 0.0, last or 0.0, f"reading stopped: {error}")
         expected = self._reader.duration_seconds
@@ -156,8 +158,8 @@ class LongVideo(ForwardVideo):
     Args:
         recognizer: whose network looks.
         video: a file.
-        window_seconds: length of a window, above 0.
-        stride_seconds: from one start to the next, above 0; by default half the window.
+        window_seconds: length of a window, at least 0.01.
+        stride_seconds: from one start to the next, at least 0.01; by default half the window.
         num_frames: T of each window; by default the largest trained count.
         views: as for `Recognizer`.
         batch_size: windows through the network at once; more than 1 pays on a GPU.
@@ -187,8 +189,8 @@ class LongVideo(ForwardVideo):
     ) -> None:
         stride_seconds = window_seconds / 2 if stride_seconds is None else stride_seconds
         for name, value in (("window_seconds", window_seconds), ("stride_seconds", stride_seconds)):
-            if not 1e-3 <= value < math.inf:
-                raise ValueError(f"{name} is {value}; expected at least a thousandth of a second")
+            if not 0.01 <= value < math.inf:
+                raise ValueError(f"{name} is {value}; expected at least a hundredth of a second")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1")
         self._recognizer = recognizer
@@ -222,6 +224,7 @@ class LongVideo(ForwardVideo):
         """Yield start and end in seconds and clip ``(V, 3, T, h, w)`` of each window, without the network; once."""
         held = _HeldFrames(self._transform)
         number, start = 0, 0.0  # of the next window
+        covered = None  # up to where windows have been
         for frame in self.frames():
             if held and frame.seconds - held.last_seconds > max(self._window, 1.0):
                 text = f"no frame from {held.last_seconds:.2f} to {frame.seconds:.2f} s"
@@ -229,7 +232,8 @@ class LongVideo(ForwardVideo):
             while frame.seconds >= start + self._window - _SAME_TIME:
                 clip = self._clip(held, start, start + self._window, shown_until=frame.seconds)
                 if clip is not None:
-                    yield start, start + self._window, clip
+                    covered = start + self._window
+                    yield start, covered, clip
                     number += 1
                 else:  # nothing to see: go on with the first window that this frame is in
                     behind = math.floor((frame.seconds - self._window) / self._stride) + 1
@@ -243,8 +247,7 @@ class LongVideo(ForwardVideo):
             )
         end = held.last_seconds + held.last_duration
         self.duration_seconds = end
-        covered = 0.0 if number == 0 else round((number - 1) * self._stride, 9) + self._window
-        if end > covered + held.last_duration / 2 or number == 0:
+        if covered is None or end > covered + held.last_duration / 2:
             start = max(0.0, round(end - self._window, 9))
             clip = self._clip(held, start, end + 1, shown_until=end)
             assert clip is not None, "the last frame is within a window of the end"
