@@ -149,6 +149,14 @@ class Recognizer:
             for index in sorted(answers):
                 yield paths[index], answers[index]
 
+    def clip_rule(self, num_frames: int | None = None, views: str = "1x1") -> ClipDataset:
+        """Which frames of a video the network is shown, and how they are prepared; arguments as for a call."""
+        return self._dataset([], self._counts(num_frames, None), views)
+
+    def probabilities(self, clips: Tensor) -> Tensor:
+        """Probabilities ``(B, K)`` of clips ``(B, V, 3, T, h, w)``, on the CPU."""
+        return self._probabilities(self._classify(clips))
+
     def _counts(self, num_frames: int | None, budget: str | Sequence[int] | None) -> tuple[int, ...]:
         if isinstance(budget, str) and budget != "auto":
             raise ValueError(f'budget is {budget!r}; expected "auto", or frame counts such as (4, 8)')
