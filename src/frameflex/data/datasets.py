@@ -1009,7 +1009,7 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         label = -1 if record.label is None else record.label
         if not self.training:
             crops = self.transform(frames)  # (num_crops, 3, N, h, w)
-            return Sample({t: _select_views(crops, views) for t, views in slots.items()}, label, index)
+            return Sample({t: select_views(crops, views) for t, views in slots.items()}, label, index)
         # CPU generator alone: torch.manual_seed would also reseed the GPU's, under a model in the same process.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self._seed(index, epoch, "transform"))
@@ -1024,7 +1024,11 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         """
         frames, slots = self._decode(reader, VideoRecord(Path(reader.name), None, reader.name), 0, 0, None)
         crops = self.transform(frames)  # (num_crops, 3, N, h, w)
-        return {t: _select_views(crops, views) for t, views in slots.items()}
+        return {t: select_views(crops, views) for t, views in slots.items()}
+
+    def choose(self, num_available: int) -> dict[int, list[list[int]]]:
+        """Which of a video's frames make its evaluation clips `{T: V views of T frame numbers}`."""
+        return {t: self._pick(num_available, t, 0, 0) for t in self.frame_counts}
 
     def _decode(
         self,
@@ -1081,8 +1085,9 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
-def _select_views(crops: Tensor, views: list[list[int]]) -> Tensor:
-    stacked = torch.stack([crops[:, :, view] for view in views])  # (num_views, num_crops, 3, T, h, w)
+def select_views(crops: Tensor, views: Sequence[Sequence[int]]) -> Tensor:
+    """Clips `(V, 3, T, h, w)` of the crops `(num_crops, 3, N, h, w)` of N frames; a view is T numbers below N."""
+    stacked = torch.stack([crops[:, :, list(view)] for view in views])  # (num_views, num_crops, 3, T, h, w)
     return stacked.flatten(0, 1)  # (V, 3, T, h, w)
 
 
