@@ -576,3 +576,25 @@ def test_an_exported_step_that_differs_is_not_kept(tmp_path, monkeypatch):
     (tmp_path / "step").mkdir()
     with pytest.raises(FileExistsError, match="there already"):
         step_export.export_step(checkpoint_of(causal()), tmp_path / "step")
+
+
+def test_a_step_is_exported_from_the_command_line_and_is_no_clip_export(tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    from frameflex.cli import main
+
+    save_checkpoint(tmp_path / "model.safetensors", checkpoint_of(causal()))
+    source, target = str(tmp_path / "model.safetensors"), tmp_path / "step"
+    options = ["--format", "onnx", "--step", "--batch", "1", "--output", str(target)]
+    assert main(["export", source, *options]) == 0
+    assert sorted(file.name for file in target.iterdir()) == ["manifest.json", "step.onnx"]
+    video = write_video(tmp_path / "bar.mp4", moving_bar(8, rightwards=True))
+    assert main(["predict", str(target), str(video)]) == 1
+    assert "one-frame step of a stream" in capsys.readouterr().err
+    repository = os.path.dirname(os.path.dirname(__file__))
+    example = os.path.join(repository, "examples", "stream_without_frameflex.py")
+    done = subprocess.run(
+        [sys.executable, example, str(target), str(video), "2"], check=True, capture_output=True, text=True
+    )
+    said = [line.partition(": ")[0] for line in done.stdout.splitlines()]
+    assert said == ["frame 0", "frame 2", "frame 4", "frame 6"]

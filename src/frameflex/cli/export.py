@@ -67,10 +67,18 @@ def run(argv: list[str], console: Any) -> int:
         action="store_true",
         help="the graph takes pixels, resized and cropped, and normalises them itself",
     )
+    parser.add_argument(
+        "--step",
+        action="store_true",
+        help="of a causal checkpoint: the one-frame step for streams, a frame and the state in, logits and the next "
+        "state out (onnx and openvino); --frames names the count whose parts serve (default: the largest)",
+    )
     parser.add_argument("--opset", type=positive, default=18, help="operator set of onnx (default: 18)")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
     parser.add_argument("--json", action="store_true", help="print the manifest instead of the folder's name")
     args = parser.parse_args(argv)
+    if args.step:
+        return _export_step(parser, args, console)
     from frameflex.checkpoint import load_checkpoint
     from frameflex.data.datasets import VideoList, VideoRecord, find_video_files, load_split
     from frameflex.deploy.export import export
@@ -112,6 +120,39 @@ def run(argv: list[str], console: Any) -> int:
         if "top1_model" in row:
             line += f"; top-1 {row['top1_model']:.1%} before, {row['top1_graph']:.1%} after"
         console.print(line)
+    print(json.dumps(manifest, indent=1, ensure_ascii=False) if args.json else args.output)  # noqa: T201
+    return 0
+
+
+def _export_step(parser: argparse.ArgumentParser, args: argparse.Namespace, console: Any) -> int:
+    others = {
+        "--half": args.half,
+        "--int8": args.int8,
+        "--check": args.check,
+        "--uint8-input": args.uint8_input,
+    }
+    for name, value in others.items():
+        if value:
+            parser.error(f"{name} is not for --step; leave it out")
+    if args.frames is not None and (isinstance(args.frames, str) or len(args.frames) != 1):
+        parser.error("--step takes one number in --frames: the count whose parts serve")
+    from frameflex.deploy.step_export import STEP_FORMATS, export_step
+
+    if args.format not in STEP_FORMATS:
+        parser.error(f"--step is for {' and '.join(STEP_FORMATS)}, not {args.format}")
+    manifest = export_step(
+        args.checkpoint,
+        args.output,
+        format=args.format,
+        num_frames=args.frames[0] if args.frames else None,
+        batch=args.batch,
+        opset=args.opset,
+    )
+    parity = manifest["parity"]
+    console.print(
+        f"over {parity['steps']} frames logits and states differ by at most {parity['largest_difference']:.2g} of "
+        f"the largest value; state: {len(manifest['state'])} tensors, {manifest['state_bytes']:,} bytes a stream"
+    )
     print(json.dumps(manifest, indent=1, ensure_ascii=False) if args.json else args.output)  # noqa: T201
     return 0
 

@@ -187,7 +187,10 @@ def _write_onnx(
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             traced = torch.export.export(
-                graph.eval(), example, dynamic_shapes=(axes, tuple(axes for _ in names)), strict=False
+                graph.eval(),
+                example,
+                dynamic_shapes=(axes, *([tuple(axes for _ in names)] if names else [])),
+                strict=False,
             )
             program = torch.onnx.export(
                 traced,
