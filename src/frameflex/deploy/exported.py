@@ -186,6 +186,11 @@ class ExportedModel(nn.Module):
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         super().__init__()
+        if manifest.get("kind") == "step":
+            raise ExportError(
+                f"export {folder} is the one-frame step of a stream, which takes no clips. Export again without the "
+                "step, or run it as docs/streaming.md shows"
+            )
         try:
             self.config = dict(manifest["architecture"])
             self.graph_format = str(manifest["format"])
