@@ -48,7 +48,9 @@ def add_event_options(parser: argparse._ActionsContainer) -> None:
         help="drop shorter events, such as 500ms (default: none)",
     )
     parser.add_argument(
-        "--nothing", metavar="CLASS", help="the class that stands for nothing happening: it makes no event"
+        "--nothing",
+        metavar="CLASS",
+        help='the class that stands for nothing happening: it makes no event (default: "nothing", if there is one)',
     )
 
 
@@ -56,10 +58,13 @@ def detector_of(args: argparse.Namespace, class_names: Sequence[str]) -> EventDe
     """The detector that the options ask for; errors as in `EventDetector`."""
     from frameflex.deploy.events import EventDetector
 
+    nothing = args.nothing
+    if nothing is None and "nothing" in class_names:
+        nothing = "nothing"
     return EventDetector(
         class_names,
         threshold=args.threshold,
         release=args.release,
         min_seconds=args.min_length or 0.0,
-        nothing=args.nothing,
+        nothing=nothing,
     )
