@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FORMS = ("plain", "copy", "products")
-_LARGE = (
-    32 << 20
-)  # bytes; C libraries give larger blocks back at once, so that each use faults every page anew
+# Bytes. C libraries give larger blocks back at once, so that each use faults every page anew; in training the
+# backward pass would copy too.
+_LARGE, _LARGE_IN_TRAINING = 32 << 20, 4 << 20
 
 
 class Shift(NamedTuple):
@@ -48,7 +48,7 @@ def choose_form(x: Tensor, net: nn.Module) -> str:
     want to see the shifted features, and where a graph is traced for other back ends or fused by a GPU's compiler.
     ``copy`` does the same arithmetic but keeps no shifted copy for the backward pass. ``products`` makes no copy at
     all: the 1 x 1 convolution becomes matrix products over strided views, on a CPU in float32 or float64 (in half
-    precision the partial sums would be rounded), channels-last, where the copy would be large.
+    precision the partial sums would be rounded), channels-last, where the copy would be large enough to cost more.
     """
     if type(net) is not nn.Conv2d or isinstance(net.padding, str) or net.padding_mode != "zeros":
         return "plain"
@@ -64,7 +64,7 @@ def choose_form(x: Tensor, net: nn.Module) -> str:
         and net.kernel_size == (1, 1)
         and (net.stride, net.padding, net.groups) == ((1, 1), (0, 0), 1)
         and x.is_contiguous(memory_format=torch.channels_last)
-        and x.numel() * x.element_size() > _LARGE
+        and x.numel() * x.element_size() > (_LARGE_IN_TRAINING if x.requires_grad else _LARGE)
     ):
         return "products"
     return "copy"

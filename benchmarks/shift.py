@@ -1,0 +1,278 @@
+"""What the shift costs, for docs/performance.md: TSM over the same network without the shift, on every back end.
+
+    python benchmarks/shift.py [--only eager,train,...] [--frames 8,16] [--runs 10] [--threads 2] [--video FILE]
+
+ResNet-50, 224 pixels, one clip, 174 classes, random weights, unless a line says otherwise. The two networks of a
+ratio run in turn, run by run; a ratio is the median over the pairs, with its quartiles. The machine should do nothing
+else meanwhile.
+"""
+
+import argparse
+import copy
+import tempfile
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from frameflex.checkpoint import Checkpoint
+from frameflex.data.transforms import Preprocessing
+from frameflex.deploy.benchmark import (
+    BACKENDS,
+    Unavailable,
+    hardware,
+    matrix_rate,
+    paired_seconds,
+    spread,
+    without_shift,
+)
+from frameflex.deploy.recognizer import Recognizer
+from frameflex.engine.evaluation import clip_gflops
+from frameflex.models import TSM, TemporalShift
+
+SECTIONS = (
+    *("eager", "compile", "onnxruntime", "openvino", "openvino-int8", "train", "memory", "predict"),
+    *("mobilenet", "cuda", "cuda-compile", "cuda-train"),
+)
+SIZE = 224
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default=",".join(SECTIONS), help=f"some of {', '.join(SECTIONS)}")
+    parser.add_argument("--frames", default="8,16")
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--threads", type=int, help="of torch on the CPU (default: its own choice)")
+    parser.add_argument("--video", type=Path, help="for predict; by default one is rendered")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    print(", ".join(f"{name} {value}" for name, value in hardware().items()))
+    counts = [int(count) for count in args.frames.split(",")]
+    for section in args.only.split(","):
+        try:
+            if section == "predict":
+                predict(args.video, args.runs)
+            elif section == "mobilenet":
+                mobilenet(args.runs)
+            elif section == "memory":
+                for count in counts:
+                    memory(count)
+            elif section in ("train", "cuda-train"):
+                for count in counts:
+                    train(count, args.runs, "cuda" if section == "cuda-train" else "cpu")
+            else:
+                for count in counts:
+                    forward(section, count, args.runs)
+        except Unavailable as error:
+            print(f"{section}: not measured, {error}")
+
+
+def pair(backbone="resnet50"):
+    torch.manual_seed(0)
+    model = TSM(backbone, num_classes=174).eval()
+    return model, without_shift(model)
+
+
+def show(name, times, note=""):
+    """Milliseconds of two calls and their ratio."""
+    ours, plain = (spread([1e3 * second for second in seconds]) for seconds in times)
+    ratio = spread([a / b for a, b in zip(*times, strict=True)])
+    print(
+        f"{name}: {ours[0]:.1f} ms ({ours[1]:.1f} to {ours[2]:.1f}), without shift {plain[0]:.1f} "
+        f"({plain[1]:.1f} to {plain[2]:.1f}), ratio {ratio[0]:.3f} ({ratio[1]:.3f} to {ratio[2]:.3f}), of the "
+        f"fastest runs {min(times[0]) / min(times[1]):.3f}{note}",
+        flush=True,
+    )
+
+
+def forward(backend, num_frames, runs):
+    model, plain = pair()
+    clip = torch.randn(1, 3, num_frames, SIZE, SIZE)
+    run, run_plain = (BACKENDS[backend](network, clip) for network in (model, plain))
+    on_cpu_in_float = not backend.startswith("cuda") and "int8" not in backend
+    rates = [matrix_rate()] if on_cpu_in_float else []
+    times = paired_seconds([lambda: run(clip), lambda: run_plain(clip)], runs)
+    note = ""
+    if rates:
+        rates.append(matrix_rate())
+        with torch.inference_mode():
+            flops = 2 * clip_gflops(plain, clip)
+        rate = flops / spread(times[0])[0]
+        share = rate / max(rates)
+        note = f", {rate:.0f} GFLOP/s = {share:.2f} of torch.mm's {max(rates):.0f}"
+    show(f"{backend}, forward, T = {num_frames}", times, note)
+
+
+def train(num_frames, runs, device):
+    if device == "cuda" and not torch.cuda.is_available():
+        raise Unavailable("torch sees no CUDA device")
+    clip = torch.randn(1, 3, num_frames, SIZE, SIZE, device=device)
+    networks = [
+        network.train().to(device).to(memory_format=torch.channels_last)
+        for network in (*pair(), with_naive_shift(pair()[0]))
+    ]
+
+    def step(network):
+        with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
+            loss = F.cross_entropy(network(clip), torch.zeros(1, dtype=torch.long, device=device))
+        loss.backward()
+        network.zero_grad(set_to_none=True)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    times = paired_seconds([lambda network=network: step(network) for network in networks], runs)
+    show(f"{device}, training step, T = {num_frames}", times[:2])
+    show(f"  the same with the shift written naively, T = {num_frames}", times[2:] + times[1:2])
+
+
+def memory(num_frames):
+    """Bytes that the forward pass keeps for the backward pass, weights left out, each storage once."""
+    clip = torch.randn(1, 3, num_frames, SIZE, SIZE)
+
+    def kept(network):
+        network.train().to(memory_format=torch.channels_last)
+        own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+        storages, tensors = {}, []
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                storages[storage.data_ptr()] = storage.nbytes()
+                tensors.append(tensor.detach())  # so that no address is used twice
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = network(clip).sum()
+        del loss
+        return sum(storages.values())
+
+    ours, plain, naive = (kept(n) for n in (*pair(), with_naive_shift(pair()[0])))
+    print(
+        f"memory kept for the backward pass, T = {num_frames}: {ours / 2**20:.1f} MiB, without shift "
+        f"{plain / 2**20:.1f} MiB, extra {ours / plain - 1:.2%}; with the shift written naively "
+        f"{naive / plain - 1:.2%}"
+    )
+
+
+class NaiveShift(nn.Module):
+    """The shift as it is usually written: zeros, three slices, a copy that the convolution keeps."""
+
+    def __init__(self, shift):
+        super().__init__()
+        self.net, self.shift_div, self.num_frames = shift.net, shift.shift_div, 8
+
+    def at_num_frames(self, num_frames):
+        view = copy.copy(self)
+        view.num_frames = num_frames
+        return view
+
+    def forward(self, x):
+        clips = x.unflatten(0, (-1, self.num_frames))
+        fold = x.shape[1] // self.shift_div
+        out = torch.zeros_like(clips)
+        out[:, :-1, :fold] = clips[:, 1:, :fold]
+        out[:, 1:, fold : 2 * fold] = clips[:, :-1, fold : 2 * fold]
+        out[:, :, 2 * fold :] = clips[:, :, 2 * fold :]
+        return self.net(out.flatten(0, 1))
+
+
+def with_naive_shift(model):
+    for name, module in list(model.backbone.named_modules()):
+        if isinstance(module, TemporalShift):
+            parent, _, last = name.rpartition(".")
+            setattr(model.backbone.get_submodule(parent), last, NaiveShift(module))
+    return model
+
+
+def predict(video, runs):
+    """From a file to a label at T = 8: a straightforward pipeline, and ours on the back ends that can run it."""
+    from frameflex.data.datasets import VideoList, VideoRecord
+    from frameflex.deploy.export import export
+
+    model = pair()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        video = video or render(folder / "video.mp4")
+        checkpoint = Checkpoint(model, [str(i) for i in range(174)], Preprocessing(), (8,))
+        videos = VideoList([VideoRecord(video, None, video.name)] * 4, checkpoint.class_names)
+        roads = {"straightforward": straightforward(with_naive_shift(copy.deepcopy(model)), video)}
+        for name, calibration in (("openvino", None), ("openvino-int8", videos)):
+            export(
+                checkpoint,
+                folder / name,
+                format="openvino",
+                batch=1,
+                int8_videos=calibration,
+                min_agreement=0,
+            )
+            recognizer = Recognizer.from_checkpoint(folder / name)
+            roads[name] = lambda recognizer=recognizer: recognizer(video, num_frames=8)
+        eager = Recognizer(checkpoint)
+        roads["eager"] = lambda: eager(video, num_frames=8)
+        times = dict(zip(roads, paired_seconds(list(roads.values()), runs), strict=True))
+    for name in roads:
+        seconds = spread(times[name])
+        faster = spread([a / b for a, b in zip(times["straightforward"], times[name], strict=True)])
+        print(
+            f"predict, T = 8, {name}: {1e3 * seconds[0]:.1f} ms ({1e3 * seconds[1]:.1f} to {1e3 * seconds[2]:.1f}), "
+            f"{1 / seconds[0]:.2f} clips/s, {faster[0]:.2f} x straightforward ({faster[1]:.2f} to {faster[2]:.2f})",
+            flush=True,
+        )
+
+
+def straightforward(model, video):
+    """PyAV for all frames, Pillow for each of them, the naive shift, contiguous layout, eager."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (Preprocessing().mean, Preprocessing().std))
+
+    def run():
+        with av.open(str(video)) as container:
+            frames = [frame.to_image() for frame in container.decode(video=0)]
+        picked = [frames[int((i + 0.5) * len(frames) / 8)] for i in range(8)]
+        tensors = []
+        for image in picked:
+            scale = 256 / min(image.size)
+            image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BILINEAR)
+            left, top = (image.width - SIZE) // 2, (image.height - SIZE) // 2
+            pixels = np.asarray(image.crop((left, top, left + SIZE, top + SIZE)))
+            tensors.append((torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255 - mean) / std)
+        with torch.no_grad():
+            return model(torch.stack(tensors, 1)[None]).argmax()
+
+    return run
+
+
+def render(path):
+    """Four seconds of H.264, 427 x 240: the size of Something-Something's videos."""
+    rng = np.random.default_rng(0)
+    background = rng.integers(0, 200, (30, 53, 3), dtype=np.uint8)
+    background = np.asarray(Image.fromarray(background).resize((428, 240), Image.Resampling.BICUBIC))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=12)
+        stream.width, stream.height, stream.pix_fmt = 428, 240, "yuv420p"
+        for t in range(48):
+            pixels = np.roll(background, 4 * t, axis=1)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path
+
+
+def mobilenet(runs):
+    model, plain = pair("mobilenetv2_100")
+    clip = torch.randn(1, 3, 8, SIZE, SIZE)
+    run, run_plain = (BACKENDS["openvino"](network, clip) for network in (model, plain))
+    times = paired_seconds([lambda: run(clip), lambda: run_plain(clip)], max(runs, 20), warm_up=3)
+    show("MobileNetV2, openvino, forward, T = 8", times)
+
+
+if __name__ == "__main__":
+    start = time.perf_counter()
+    main()
+    print(f"{time.perf_counter() - start:.0f} s")

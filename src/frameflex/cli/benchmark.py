@@ -1,0 +1,176 @@
+"""``frameflex benchmark``: how fast a network is here, next to its backbone without the shift."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from frameflex.cli.options import frame_counts, parser_of, positive
+
+if TYPE_CHECKING:
+    from frameflex.deploy.benchmark import BenchmarkReport
+
+# Named here so that --help needs no torch.
+BACKENDS = ("eager", "compile", "onnxruntime", "openvino", "openvino-int8", "cuda", "cuda-compile")
+
+
+def run(argv: list[str], console: Any) -> int:
+    parser = parser_of(
+        "benchmark",
+        "Time a network on every back end that is installed, next to the same backbone without the shift on the\n"
+        "same back end: both in turn, run by run, medians. Other programs should rest meanwhile.",
+        "frameflex benchmark resnet50 --frames 8,16 --backends eager,openvino --json times.json --plot times.png",
+    )
+    parser.add_argument(
+        "network",
+        nargs="?",
+        default="resnet50",
+        metavar="CHECKPOINT | MODEL",
+        help="a .safetensors file of frameflex, or an architecture of frameflex models (default: resnet50)",
+    )
+    parser.add_argument("--frames", type=frame_counts, default=(8,), help="such as 8,16 (default: 8)")
+    parser.add_argument(
+        "--batch", type=frame_counts, default=(1,), help="clips at once, such as 1,4 (default: 1)"
+    )
+    parser.add_argument(
+        "--size", type=positive, help="pixels a side (default: the checkpoint's, or 224 for a MODEL)"
+    )
+    parser.add_argument(
+        "--backends", type=_backends, default=BACKENDS, help=f"some of {', '.join(BACKENDS)} (default: all)"
+    )
+    parser.add_argument("--runs", type=_runs, default=10, help="pairs for each (default: 10)")
+    parser.add_argument("--threads", type=positive, help="CPU threads of torch (default: its own choice)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (.png, .svg, .pdf)")
+    args = parser.parse_args(argv)
+    import torch
+
+    from frameflex.console import progress
+    from frameflex.deploy.benchmark import benchmark
+    from frameflex.report import write_json
+
+    for file in (args.json, args.plot):
+        if file and file.is_dir():
+            raise ValueError(f"{file} is a folder; expected the name of a file to write")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    model, size = _network(args.network, args.size)
+    with progress(console, "timing") as on_progress:
+        report = benchmark(
+            model,
+            backends=args.backends,
+            frame_counts=args.frames,
+            batches=args.batch,
+            size=size,
+            num_runs=args.runs,
+            on_progress=on_progress,
+        )
+    values = {"network": args.network, "size": size, **report.to_dict()}
+    described = [f"{name} {value}" for name, value in report.hardware.items()]
+    print(f"{args.network}, {size} x {size} pixels, {', '.join(described)}")  # noqa: T201
+    if report.timings:
+        from rich.console import Console
+
+        Console().print(_table(report))
+    for name, reason in report.unavailable.items():
+        print(f"{name}: not measured, {reason}")  # noqa: T201
+    if args.json:
+        write_json(args.json, values)
+    if args.plot and report.timings:
+        _plot(report, args.network, args.plot)
+    if not report.timings:
+        raise ValueError("no back end that was asked for can run here")
+    return 0
+
+
+def _network(name: str, size: int | None) -> tuple[Any, int]:
+    from frameflex.checkpoint import load_checkpoint
+    from frameflex.models import TSM, create_model
+
+    if Path(name).suffix == ".safetensors" or Path(name).exists():
+        checkpoint = load_checkpoint(name)
+        if not isinstance(checkpoint.model, TSM):
+            raise ValueError(f"{name} is no checkpoint of a network; give the one that it was exported from")
+        return checkpoint.model.eval(), size or checkpoint.preprocessing.crop_size
+    return create_model(name, num_classes=174).eval(), size or 224
+
+
+def _table(report: BenchmarkReport) -> Any:
+    from rich.table import Table
+
+    table = Table(title="time of a batch, and over the same backbone without the shift")
+    for name in (
+        "back end",
+        "frames",
+        "batch",
+        "ms",
+        "quartiles",
+        "clips/s",
+        "without shift",
+        "ratio",
+        "quartiles",
+    ):
+        table.add_column(name, justify="left" if name == "back end" else "right", no_wrap=True)
+    for timing in report.timings:
+        low, high = timing.quartiles
+        ratio_low, ratio_high = timing.ratio_quartiles
+        table.add_row(
+            timing.backend,
+            str(timing.num_frames),
+            str(timing.batch),
+            f"{timing.seconds * 1e3:.1f}",
+            f"{low * 1e3:.1f} to {high * 1e3:.1f}",
+            f"{timing.clips_per_second:.2f}",
+            f"{timing.plain_seconds * 1e3:.1f}",
+            f"{timing.ratio:.3f}",
+            f"{ratio_low:.3f} to {ratio_high:.3f}",
+        )
+    return table
+
+
+def _plot(report: BenchmarkReport, network: str, path: Path) -> None:
+    from frameflex.report import save_figure
+
+    def draw(axes: Any) -> None:
+        timings = report.timings[::-1]
+        places = range(len(timings))
+        axes.barh([p + 0.2 for p in places], [t.seconds * 1e3 for t in timings], 0.38, label=network)
+        axes.barh(
+            [p - 0.2 for p in places],
+            [t.plain_seconds * 1e3 for t in timings],
+            0.38,
+            label="the same without the shift",
+            color="lightgrey",
+        )
+        for place, timing in zip(places, timings, strict=True):
+            axes.annotate(
+                f" {timing.seconds * 1e3:.0f} ms, ratio {timing.ratio:.2f}",
+                (timing.seconds * 1e3, place + 0.2),
+                va="center",
+                fontsize=8,
+            )
+        axes.set_yticks(list(places), [f"{t.backend}, T = {t.num_frames}, batch {t.batch}" for t in timings])
+        axes.set_xlabel("milliseconds a batch (median)")
+        axes.margins(x=0.25)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+
+    save_figure(path, draw, size=(8, 1.5 + 0.55 * len(report.timings)))
+
+
+def _backends(text: str) -> tuple[str, ...]:
+    import argparse
+
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    unknown = [name for name in names if name not in BACKENDS]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected some of {', '.join(BACKENDS)}")
+    return names
+
+
+def _runs(text: str) -> int:
+    import argparse
+
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number of at least 2")
+    return int(text)
