@@ -99,6 +99,8 @@ def run(argv: list[str], console: Any) -> int:
         parser.error("- is given twice; standard input is one source")
     if args.release is not None and args.release > args.threshold:
         parser.error(f"--release {args.release:g} is above --threshold {args.threshold:g}")
+    import torch
+
     from frameflex.checkpoint import load_checkpoint
     from frameflex.deploy.sources import LiveSource, running
     from frameflex.deploy.streaming import StreamingRecognizer
@@ -123,6 +125,10 @@ def run(argv: list[str], console: Any) -> int:
         num_streams=len(args.sources),
         device=args.device,
     )
+    # The first forward is the slowest: live pictures shouldn't wait for it.
+    blank = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    recognizer.push_many([blank] * len(args.sources), [0.0] * len(args.sources))
+    recognizer.reset()
     stride = args.stride or _stride_of_training(checkpoint.sampling, recognizer.num_frames)
     sources = [
         LiveSource(

@@ -217,7 +217,7 @@ class LiveSource:
             if count > told and (over or time.monotonic() - when >= _TELL_EVERY_SECONDS):
                 self._told[kind] = (count, time.monotonic())
                 text = (
-                    f"{count} frames dropped so far, to keep pace"
+                    f"{count} {'frame' if count == 1 else 'frames'} dropped so far, to keep pace"
                     if kind == "dropped"
                     else f"{count} packets or frames damaged so far; they are skipped or shown as they are"
                 )
