@@ -51,7 +51,7 @@ one_device = pytest.mark.skipif(
 
 def torchrun(*arguments):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -116,7 +116,7 @@ def test_torchrun_has_the_loss_curve_of_one_process_with_synchronised_norms(tmp_
 
     def recipe(output, batch_size, **training):
         made = tiny_recipe(
-            data, tmp_path / output, method="ffn", batch_size=batch_size, learning_rate=0.02, **training
+            data, tmp_path / output, method="ffn", batch_size=batch_size, learning_rate=0.002, **training
         )
         made.model.dropout = 0.0
         return made
@@ -127,12 +127,12 @@ def test_torchrun_has_the_loss_curve_of_one_process_with_synchronised_norms(tmp_
     one, two = (events(tmp_path / name) for name in ("one", "two"))
     losses = [[event["loss"] for event in log if event["event"] == "step"] for log in (one, two)]
     assert len(losses[0]) == 6
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     states = [
         load_checkpoint(tmp_path / name / "last.safetensors").model.state_dict() for name in ("one", "two")
     ]
     for name, value in states[0].items():
-        torch.testing.assert_close(states[1][name], value, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4)
     measured = [log[-1] for log in (one, two)]
     assert [log["protocol"]["num_videos"] for log in measured] == [5, 5]  # not six
     assert measured[0]["results"][1]["top1"] == measured[1]["results"][1]["top1"]

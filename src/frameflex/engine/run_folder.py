@@ -140,8 +140,14 @@ class RunLog:
     def write(self, event: str, values: dict[str, Any]) -> None:
         """Add a line."""
         self.step = values.get("step", self.step)
-        self.file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise OSError(
+                f"{self.file.name} could not be written: {error.strerror}. The checkpoints are whole: make room, "
+                "and go on with --resume"
+            ) from error
         if self.board and event == "step":
             for name in ("loss", "accuracy", "learning_rate", "clips_per_second", "waiting"):
                 self.board.add_scalar(f"train/{name}", values[name], self.step)
