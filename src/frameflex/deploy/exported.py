@@ -35,13 +35,14 @@ class ExportError(CheckpointError):
 
 
 def needed(name: str, what: str) -> ModuleType:
-    """Import a package of the extra ``export``. Raises ExportError, which names the extra, where it is missing."""
+    """Import a package of an extra. Raises ExportError, which names the extra, where it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
+        package = name.partition(".")[0]
+        extra = "int8" if package == "nncf" else "export"
         raise ExportError(
-            f"{what} needs the package {name.partition('.')[0]} ({error}). Install it: "
-            "pip install 'frameflex[export]'"
+            f"{what} needs the package {package} ({error}). Install it: pip install 'frameflex[{extra}]'"
         ) from error
 
 
