@@ -39,6 +39,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="new or empty")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--backbone", default="resnet10t", help="larger ones are written longer")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
     folder, draw = args.folder, random.Random(args.seed)
@@ -47,12 +48,12 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     render(folder / "data", num_videos=60, size=32)
     started = time.monotonic()
-    whole = start(recipe(folder, "whole", args.epochs))
+    whole = start(recipe(folder, "whole", args.epochs, args.backbone))
     whole.join()
     if whole.exitcode:
         raise SystemExit(f"the run failed; {folder / 'whole.txt'} says why")
     print(f"never stopped: {time.monotonic() - started:.0f} s", flush=True)
-    killed = recipe(folder, "killed", args.epochs)
+    killed = recipe(folder, "killed", args.epochs, args.backbone)
     kills: list[dict[str, object]] = []
     while True:
         process = start(killed)
@@ -78,14 +79,14 @@ def main() -> int:
     return 0 if not differences and not leftovers and len(kills) == args.kills else 1
 
 
-def recipe(folder: Path, name: str, epochs: int) -> Path:
+def recipe(folder: Path, name: str, epochs: int, backbone: str) -> Path:
     """A run with everything that has a state: average, momentum, dropout, augmentation, several frame counts."""
     made = Recipe(
         data=Data(train=str(folder / "data"), num_workers=2),
         output=str(folder / name),
         method="ffn",
         clip=Clip(frame_counts=(2, 4), short_side=32, crop_size=32, color_jitter=0.3),
-        model=Model(backbone="resnet10t", pretrained=False),
+        model=Model(backbone=backbone, pretrained=False),
         training=Training(
             epochs=epochs,
             batch_size=4,
