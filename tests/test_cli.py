@@ -274,6 +274,55 @@ def test_compared_checkpoints_are_measured_at_the_counts_of_all(trained, tmp_pat
     assert measured == [[2, 4], [2, 4]]
 
 
+def test_an_output_that_cannot_be_made_is_one_line_before_any_work(trained, tmp_path, capsys):
+    data, checkpoint = trained
+    (tmp_path / "file").write_text("mine")
+    for arguments in (
+        ("evaluate", checkpoint, data, "--output", tmp_path / "file" / "results"),
+        ("calibrate", checkpoint, data, "--frames", 3, "--output", tmp_path / "file" / "new.safetensors"),
+    ):
+        status, _, err = run(*arguments, capsys=capsys)
+        assert status == 1
+        assert err.count("\n") == 1
+        assert "can't be made (" in err
+        assert "choose another" in err
+
+
+def test_untrained_is_refused_for_networks_that_have_nothing_to_choose_from(trained, capsys):
+    data, checkpoint = trained
+    status, _, err = run("evaluate", checkpoint, data, "--untrained", "blend", capsys=capsys)
+    assert status == 1
+    assert "--untrained blend" in err
+    assert "for frame-flexible networks" in err
+
+
+def test_calibrate_takes_a_device(trained, tmp_path, capsys):
+    data, checkpoint = trained
+    new = tmp_path / "new" / "calibrated.safetensors"
+    status, out, err = run(
+        "calibrate",
+        checkpoint,
+        data,
+        "--frames",
+        3,
+        "--output",
+        new,
+        "--device",
+        "cpu",
+        "--workers",
+        0,
+        capsys=capsys,
+    )
+    assert status == 0, err
+    assert out.strip() == str(new)
+    status, _, err = run(
+        "calibrate", checkpoint, data, "--frames", 3, "--output", tmp_path / "x.safetensors", "--device", "warp",
+        capsys=capsys,
+    )  # fmt: skip
+    assert status == 1
+    assert "warp" in err
+
+
 def test_calibrate_refuses_a_wrong_name_before_it_works(trained, tmp_path, capsys):
     data, checkpoint = trained
     status, out, err = run(

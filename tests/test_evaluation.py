@@ -2,17 +2,18 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
 from helpers import bar_folder, tiny_recipe
 
 from frameflex import report
-from frameflex.checkpoint import load_checkpoint
+from frameflex.checkpoint import CheckpointError, load_checkpoint
 from frameflex.data.datasets import load_split
 from frameflex.data.video import VideoError
 from frameflex.deploy.recognizer import Recognizer
-from frameflex.engine.evaluation import Evaluation, clip_gflops, evaluate
+from frameflex.engine.evaluation import Evaluation, clip_gflops, evaluate, load_networks
 from frameflex.engine.training import Watcher, train
 from frameflex.models import TSMResNet50
 
@@ -94,7 +95,7 @@ def test_a_broken_file_stops_evaluation_by_name_or_is_counted(trained, tmp_path)
     videos = load_split(tmp_path / "val", "validation")
     with pytest.raises(VideoError, match="broken.mp4"):
         measure(trained, videos=videos)
-    measured = measure(trained, videos=videos, on_error="skip")
+    measured = measure(trained, videos=videos, on_bad_video="skip")
     assert [bad.name for bad in measured.bad] == ["going left/broken.mp4"]
     assert len(measured.names) == 6
     assert measured.to_dict()["protocol"]["num_undecodable"] == 1
@@ -129,6 +130,18 @@ def test_reports_hold_what_was_measured(trained, tmp_path):
     for name in ("accuracy.png", "confusion.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_separate_training_that_lacks_a_count_is_refused(trained, tmp_path):
+    data, _, _ = trained
+    train(tiny_recipe(data, tmp_path / "both", method="separate", epochs=1))
+    assert load_networks(tmp_path / "both").frame_counts == (2, 4)
+    (tmp_path / "both" / "2f" / "best.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="2f of its separate training has no best.safetensors"):
+        load_networks(tmp_path / "both")
+    shutil.rmtree(tmp_path / "both" / "2f")  # never begun: the recipe tells
+    with pytest.raises(CheckpointError, match="2f of its separate training"):
+        load_networks(tmp_path / "both")
 
 
 def test_bad_arguments_are_refused(trained):

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from frameflex.cli.options import (
+    add_bad_video_options,
     add_loading_options,
     add_views_option,
     frame_counts,
+    make_folder,
     parser_of,
 )
 
@@ -54,7 +56,9 @@ def run(argv: list[str], console: Any) -> int:
         "--output", type=Path, help="folder for results.json, predictions.csv and the pictures"
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
-    parser.add_argument("--on-bad-video", choices=["error", "skip"], default="error", help="default: error")
+    add_bad_video_options(
+        parser, skip="count and list them beside the numbers, and stop when more than 1 %% is bad"
+    )
     add_loading_options(parser)
     args = parser.parse_args(argv)
     if len(args.checkpoints) > 1 and not args.compare:
@@ -79,13 +83,29 @@ def run(argv: list[str], console: Any) -> int:
             f"--adaptive at {counts[0]} frames alone; expected several counts, such as --frames 4,8,16"
         )
     if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)  # to fail now rather than with everything measured
+        make_folder(args.output)  # to fail now rather than with everything measured
+    plain = [name for name, checkpoint in networks.items() if not checkpoint.model.frame_counts]
+    if args.untrained and len(plain) == len(networks):
+        raise ValueError(
+            f"--untrained {args.untrained}: {', '.join(plain)} has no parts for each frame count to choose "
+            "from; it is for frame-flexible networks. Leave it out"
+        )
+    if args.untrained and plain:
+        console.print(
+            f"--untrained {args.untrained} changes nothing for {', '.join(plain)}: no frame-flexible network"
+        )
     measured = {}
     for name, checkpoint in networks.items():
         if args.untrained and checkpoint.model.frame_counts:
             serve_untrained(checkpoint.model, args.untrained)
         expected = None if checkpoint.multi_label else checkpoint.class_names
-        videos = load_split(args.data, args.split, classes=expected, video_dir=args.video_dir)
+        videos = load_split(
+            args.data,
+            args.split,
+            classes=expected,
+            video_dir=args.video_dir,
+            quarantine=args.quarantine,
+        )
         label_sets = None
         if checkpoint.multi_label:
             (videos,), label_sets = split_label_sets([videos], classes=checkpoint.class_names)
@@ -131,7 +151,7 @@ def run(argv: list[str], console: Any) -> int:
             out.print(report.adaptive_table(found, name if len(adaptive) > 1 else None))
             out.print(report.adaptive_sentence(found, args.max_drop))
     for one in measured.values():
-        for bad in one.bad:
+        for bad in (*one.bad, *one.left_out):
             console.print(f"left out: {bad.name}: {bad.reason}")
     if args.output:
         report.write_json(args.output / "results.json", results if args.compare else results[0])

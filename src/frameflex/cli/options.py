@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 VIEWS = ("1x1", "2x1", "1x3", "2x3")  # named here so that --help needs no torch
@@ -34,7 +36,37 @@ def add_loading_options(parser: argparse.ArgumentParser, *, batch_size: int = 8,
     )
     parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
     if device:
-        parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+        add_device_option(parser)
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """--device."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+
+
+def add_bad_video_options(parser: argparse.ArgumentParser, *, default: str = "error", skip: str) -> None:
+    """--on-bad-video and --quarantine: the one policy of all verbs."""
+    parser.add_argument(
+        "--on-bad-video",
+        choices=["error", "skip"],
+        default=default,
+        help=f"error: stop at the first that can't be decoded; skip: {skip} (default: {default})",
+    )
+    add_quarantine_option(parser)
+
+
+def add_workers_option(parser: argparse.ArgumentParser) -> None:
+    """--workers, for work in which the processes that decode do everything."""
+    parser.add_argument(
+        "--workers", type=positive, default=os.cpu_count() or 1, help="processes (default: one for each core)"
+    )
+
+
+def add_quarantine_option(parser: argparse.ArgumentParser) -> None:
+    """--quarantine."""
+    parser.add_argument(
+        "--quarantine", metavar="FILE", help="videos to leave out: the list of frameflex data check"
+    )
 
 
 def add_views_option(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +99,33 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected seconds, more than 0")
+    return value
+
+
+def make_folder(path: Path) -> Path:
+    """Make the folder that --output needs, before the work and not after it.
+
+    Raises:
+        ValueError: if it can't be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--output: the folder {path} can't be made ({error.strerror}); choose another"
+        ) from error
+    if not os.access(path, os.W_OK):
+        raise ValueError(f"--output: the folder {path} can't be written to; choose another")
+    return path
+
+
 def fail(message: str, *, status: int) -> int:
     print(f"frameflex: {message}", file=sys.stderr)  # noqa: T201
     return status
@@ -75,9 +134,12 @@ def fail(message: str, *, status: int) -> int:
 def one_line(error: Exception) -> str:
     """The message of an error that we raise ourselves; of any other also its kind, and how to see more."""
     from frameflex.checkpoint import CheckpointError
+    from frameflex.data.shards import ShardError
     from frameflex.data.video import VideoError
 
     message = " ".join(str(error).split())
-    if isinstance(error, (ValueError, FileNotFoundError, FileExistsError, VideoError, CheckpointError)):
+    if isinstance(
+        error, (ValueError, FileNotFoundError, FileExistsError, VideoError, ShardError, CheckpointError)
+    ):
         return message
     return f"{type(error).__name__}: {message} (run again with --debug for details)"

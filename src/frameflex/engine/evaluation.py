@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,9 +21,10 @@ from torchmetrics.functional.classification import (
 )
 
 from frameflex.checkpoint import WEIGHTS_NAME, Checkpoint, CheckpointError, load_checkpoint
-from frameflex.data.datasets import BadVideo, ClipDataset, VideoList, collate, shielded
+from frameflex.data.datasets import BadVideo, BadVideos, ClipDataset, VideoList, collate, shielded
 from frameflex.data.label_sets import LabelSets
 from frameflex.data.transforms import VIEWS, EvalTransform, Preprocessing
+from frameflex.engine.recipe import read_yaml
 from frameflex.models.frame_flexible import nearest_count
 from frameflex.models.tsm import TSM, classify_views
 
@@ -66,6 +68,7 @@ class Evaluation:
         views: "temporal views x crops".
         bad: videos that could not be decoded and are missing from every number.
         num_parameters: of the model.
+        left_out: videos of the data set that were left out before: of a quarantine list, or when shards were made.
     """
 
     results: list[CountResult]
@@ -77,6 +80,7 @@ class Evaluation:
     views: str
     bad: list[BadVideo] = field(default_factory=list)
     num_parameters: int = 0
+    left_out: list[BadVideo] = field(default_factory=list)
 
     def at(self, num_frames: int) -> CountResult:
         """The result at one frame count; KeyError where it was not measured."""
@@ -110,12 +114,14 @@ class Evaluation:
                 "views": self.views,
                 "num_videos": len(self.names),
                 "num_undecodable": len(self.bad),
+                "num_left_out": len(self.left_out),
                 "trained_counts": list(self.trained_counts),
             },
             "num_parameters": self.num_parameters,
             "area_over_log2_frames": self.area(),
             "results": [{**asdict(r), "drop": self.drop(r.num_frames)} for r in self.results],
             "undecodable": [{"name": bad.name, "reason": bad.reason} for bad in self.bad],
+            "left_out": [{"name": bad.name, "reason": bad.reason} for bad in self.left_out],
         }
 
 
@@ -131,7 +137,7 @@ def evaluate(
     views: str = "1x1",
     batch_size: int = 8,
     num_workers: int = 0,
-    on_error: Literal["error", "skip"] = "error",
+    on_bad_video: Literal["error", "skip"] = "error",
     accelerator: Accelerator | None = None,
     label_sets: LabelSets | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -149,7 +155,8 @@ def evaluate(
         views: a key of `VIEWS`; logits are averaged over views.
         batch_size: videos at once in each process.
         num_workers: processes that decode.
-        on_error: "error" refuses to report numbers over a smaller set; "skip" counts and lists bad files.
+        on_bad_video: "error" refuses to report numbers over a smaller set; "skip" counts and lists bad files, and
+            stops when more than 1 % are bad.
         accelerator: of a run in several processes; each video is measured by one of them.
         label_sets: where labels stand for sets of classes.
         on_progress: called with (videos done, videos in all) of this process.
@@ -178,7 +185,7 @@ def evaluate(
         window=window,
         training=False,
         num_views=num_views,
-        on_error=on_error,
+        on_bad_video=on_bad_video,
     )
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     mine = range(rank, len(dataset), world)
@@ -194,12 +201,12 @@ def evaluate(
     model.eval()
     done, seconds, gflops = 0, dict.fromkeys(counts, 0.0), dict.fromkeys(counts, 0.0)
     kept: list[tuple[int, int, list[Tensor]]] = []  # index, label, logits at each count
-    bad: list[BadVideo] = []
+    policy = BadVideos(len(mine), on_bad_video)
     num_clips = 0
     try:
         with torch.inference_mode():
             for batch in shielded(loader):
-                bad += batch.bad
+                policy.add(batch.bad)
                 done += len(batch.labels) + len(batch.bad)
                 if len(batch.labels):
                     logits = []
@@ -223,6 +230,7 @@ def evaluate(
                     on_progress(done, len(mine))
     finally:
         model.train(was_training)
+    bad = policy.found
     if world > 1:
         # Rows are views of a batch's logits; unless copied, each would be sent with the whole batch.
         kept = gather_object([(i, label, [row.clone() for row in rows]) for i, label, rows in kept])
@@ -265,6 +273,7 @@ def evaluate(
         views=views,
         bad=sorted(bad, key=lambda item: item.index),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        left_out=list(videos.left_out),
     )
 
 
@@ -294,11 +303,19 @@ def load_networks(path: Path) -> Checkpoint:
     """
     if not path.is_dir() or (path / WEIGHTS_NAME).is_file():
         return load_checkpoint(path)
-    members = [load_checkpoint(file) for file in sorted(path.glob("*f/best.safetensors"))]
-    if not members:
+    files = sorted(path.glob("*f/best.safetensors"))
+    if not files:
         raise FileNotFoundError(
             f"checkpoint {path}: a folder without {{T}}f/best.safetensors of separate training; give a file"
         )
+    missing = sorted(_separate_folders(path) - {file.parent.name for file in files})
+    if missing:
+        raise CheckpointError(
+            f"checkpoint {path}: {', '.join(missing)} of its separate training has no best.safetensors; without it "
+            "a network of another frame count would answer. Go on with that training (--resume), or give the "
+            "networks' own files"
+        )
+    members = [load_checkpoint(file) for file in files]
     first = members[0]
     for member in members:
         if (member.class_names, member.preprocessing) != (first.class_names, first.preprocessing):
@@ -306,6 +323,18 @@ def load_networks(path: Path) -> Checkpoint:
     networks = SeparateNetworks({member.num_frames: member.model for member in members})
     counts = tuple(sorted(member.num_frames for member in members))
     return replace(first, model=cast(TSM, networks), frame_counts=counts)
+
+
+def _separate_folders(path: Path) -> set[str]:
+    """Where the networks of a separate training are to be, by its folders and by its recipe."""
+    folders = {
+        folder.name for folder in path.iterdir() if folder.is_dir() and re.fullmatch(r"\d+f", folder.name)
+    }
+    recipe = path / "recipe.yaml"
+    values = read_yaml(recipe) if recipe.is_file() else None
+    clip = values.get("clip") if isinstance(values, Mapping) else None
+    counts = clip.get("frame_counts") if isinstance(clip, Mapping) else None
+    return folders | {f"{count}f" for count in counts or ()}
 
 
 def clip_gflops(model: nn.Module, clip: Tensor) -> float:

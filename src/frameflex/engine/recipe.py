@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 DEFAULT_BACKBONE = "resnet50"
+MAX_RECIPE_BYTES = 2**16
 MOST_COMPILED = (
     4  # torch gives up on a function after 8 graphs, and a batch of one video takes one of its own
 )
@@ -33,6 +34,7 @@ class Data:
         num_workers: processes that decode, for each training process.
         on_bad_video: what training does with a file that can't be decoded: "skip" counts and lists it and
             stops the run when more than 1 % is bad, "error" stops at the first. Validation always stops.
+        quarantine: a list of videos to leave out, as `frameflex data check` writes it.
         multi_label: a video may show several classes, or none: its label is names with `|` between them. Each class
             gets a probability of its own; accuracy is measured as mAP.
         nothing: videos in which none of the classes happens, a folder or file: examples for a class "nothing" of
@@ -45,6 +47,7 @@ class Data:
     validation_fraction: float = 0.2
     num_workers: int = 2
     on_bad_video: Literal["skip", "error"] = "skip"
+    quarantine: str | None = None
     multi_label: bool = False
     nothing: str | None = None
 
@@ -315,6 +318,41 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of keys and values; executes nothing of it.
+
+    Recipes have no use for YAML's aliases, with which a few hundred bytes can stand for gigabytes.
+
+    Raises:
+        RecipeError: if it is not YAML, is no mapping, has aliases, or is larger than `MAX_RECIPE_BYTES`.
+        OSError: if it can't be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(MAX_RECIPE_BYTES + 1)
+    if len(content) > MAX_RECIPE_BYTES:
+        raise RecipeError(f"{path} has more than {MAX_RECIPE_BYTES} bytes; expected a recipe")
+    try:
+        values = yaml.load(content, _Loader)  # a SafeLoader
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise RecipeError(
+            f"{path} holds {type(values).__name__}; expected keys and values as in recipes/motion.yaml"
+        )
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise RecipeError("has an alias (*name); expected plain values. Write them out")
+        return super().compose_node(parent, index)
 
 
 def check_keys(values: Mapping[str, Any], origin: str) -> None:

@@ -22,12 +22,13 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, broadcast_object_list, gather_object
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from frameflex.checkpoint import Checkpoint, CheckpointError, TrainingState, load_checkpoint
 from frameflex.data.datasets import (
+    MAX_BAD_SHARE,
     VideoList,
     VideoRecord,
     find_video_files,
@@ -35,6 +36,7 @@ from frameflex.data.datasets import (
     shielded,
 )
 from frameflex.data.label_sets import LabelSets, split_label_sets, with_nothing
+from frameflex.data.quarantine import quarantined_files
 from frameflex.data.transforms import Preprocessing, describe_directions
 from frameflex.data.video import VideoError
 from frameflex.engine.evaluation import Evaluation, evaluate
@@ -48,14 +50,12 @@ from frameflex.engine.finetuning import (
 from frameflex.engine.loading import EpochBatches, LoaderClock, build_loader, mix
 from frameflex.engine.objective import FrameFlexibleObjective
 from frameflex.engine.optimization import build_optimizer, learning_rate_factor
-from frameflex.engine.recipe import DEFAULT_BACKBONE, Recipe, RecipeError
+from frameflex.engine.recipe import DEFAULT_BACKBONE, Data, Recipe, RecipeError
 from frameflex.engine.run_folder import RunFolder, RunLog
 from frameflex.models import TSM, create_model, make_frame_flexible
 from frameflex.models.synced_norm import Synced, sync_norms
 
 logger = logging.getLogger(__name__)
-
-MAX_BAD_SHARE = 0.01  # more undecodable training videos than this stop a run that skips them
 
 
 class Interrupted(Exception):
@@ -286,7 +286,7 @@ def find_videos(recipe: Recipe) -> tuple[VideoList, VideoList]:
         RecipeError: if there is nothing to train on or to validate on.
     """
     data = recipe.data
-    training = load_split(data.train, "train", video_dir=data.video_dir)
+    training = load_split(data.train, "train", video_dir=data.video_dir, quarantine=data.quarantine)
     if data.validation:
         source = data.validation
     elif "train" in training.splits:
@@ -302,7 +302,9 @@ def find_videos(recipe: Recipe) -> tuple[VideoList, VideoList]:
         return _with_nothing(training, validation, recipe)
     # Sets of several classes may well occur in one of the two only.
     expected = None if data.multi_label else training.classes
-    validation = load_split(source, "validation", classes=expected, video_dir=data.video_dir)
+    validation = load_split(
+        source, "validation", classes=expected, video_dir=data.video_dir, quarantine=data.quarantine
+    )
     return _with_nothing(training, validation, recipe)
 
 
@@ -310,7 +312,7 @@ def _with_nothing(training: VideoList, validation: VideoList, recipe: Recipe) ->
     """Add the videos in which none of the classes happens, held out as others are where nothing is divided."""
     if not recipe.data.nothing:
         return training, validation
-    files = find_video_files([recipe.data.nothing])
+    files, _ = quarantined_files(find_video_files([recipe.data.nothing]), recipe.data.quarantine)
     records = [VideoRecord(file, 0, str(file)) for file in files]
     first, second = hold_out(VideoList(records, ["nothing"]), recipe.data.validation_fraction)
     name = "" if recipe.data.multi_label else "nothing"
@@ -514,9 +516,8 @@ class _Run:
         """Measure the network after an epoch; also whether it is the best so far."""
         recipe, task, network = self.recipe, self.task, self.network
         if self.accelerator.num_processes > 1:
-            for (
-                buffer
-            ) in network.buffers():  # each process has statistics of its own videos: the first one's count
+            # Each process has statistics of its own videos; what counts, and is saved, are the first one's.
+            for buffer in network.buffers():
                 buffer.copy_(broadcast(buffer))
         measured = evaluate(
             network,
@@ -538,7 +539,10 @@ class _Run:
             result.top1 if precision is None else precision
             for result, precision in zip(results, precisions, strict=True)
         ) / len(results)
-        self.values["metrics"] = {"validation": {"epoch": epoch + 1, **measured.to_dict()}}
+        self.values["metrics"] = {
+            "validation": {"epoch": epoch + 1, **measured.to_dict()},
+            "training": {"undecodable": dict(self.values["bad"])},
+        }
         improved = top1 > self.values["best_top1"]
         if improved:
             self.values["best_top1"] = top1
@@ -563,6 +567,9 @@ class _Run:
 
     def save(self, *, best: bool = False) -> None:
         """Write the newest checkpoint, or the best; none of several processes goes on before it is there."""
+        if self.accelerator.num_processes > 1:
+            for bad in gather_object([self.values["bad"]]):
+                self.values["bad"] |= bad
         if self.accelerator.is_main_process:
             recipe = self.recipe
             checkpoint = Checkpoint(
@@ -684,7 +691,8 @@ class _Run:
             listed = "; ".join(list(self.values["bad"])[:10])
             raise VideoError(
                 f"{len(self.values['bad'])} of {self.batches.num_videos} training videos can't be decoded, more than "
-                f"{MAX_BAD_SHARE:.0%}: {listed}. Repair or remove them"
+                f"{MAX_BAD_SHARE:.0%}: {listed}. Mend them, or leave them out: `frameflex data check` writes a list "
+                "for data.quarantine"
             )
 
     def _state(self) -> TrainingState:
@@ -737,7 +745,7 @@ def _build_objective(
 
 def _average_of(model: TSM, decay: float) -> ModelEmaV3:
     """A running average of weights and statistics; a pure function of the steps, so that resuming needs no state."""
-    return ModelEmaV3(model, decay=decay, use_warmup=True)
+    return ModelEmaV3(model, decay=decay, use_warmup=True, warmup_gamma=1.0, warmup_power=2 / 3)
 
 
 def _load_raw(model: TSM, training: TrainingState) -> None:
@@ -797,7 +805,7 @@ _FREE = {  # what may change without changing the result
 
 
 def _check_same_recipe(former: Checkpoint, recipe: Recipe, folder: RunFolder) -> None:
-    before, now = _flat(Recipe(recipe.data).to_dict()) | _flat(former.recipe), _flat(recipe.to_dict())
+    before, now = _flat(Recipe(Data("")).to_dict()) | _flat(former.recipe), _flat(recipe.to_dict())
     changed = sorted(key for key in now if before.get(key) != now[key] and key not in _FREE)
     if changed:
         listed = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed)
