@@ -601,7 +601,7 @@ def test_bad_videos_are_named_and_never_replaced(three, tmp_path):
         evaluation(videos)[3]
     with pytest.raises(FileNotFoundError, match=r"gone\.mp4"):
         evaluation(videos)[4]
-    dataset = evaluation(videos, on_error="skip")
+    dataset = evaluation(videos, on_bad_video="skip")
     bad = dataset[3]
     assert isinstance(bad, BadVideo)
     assert (bad.index, bad.name) == (3, "broken")
@@ -620,7 +620,7 @@ def test_bad_videos_are_named_and_never_replaced(three, tmp_path):
 def test_a_loader_reports_bad_videos_from_its_workers(three, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     videos = VideoList([*three, VideoRecord(tmp_path / "broken.mp4", 1, "broken")], three.classes)
-    loader = DataLoader(evaluation(videos, on_error="skip"), batch_size=2, num_workers=2, collate_fn=collate)
+    loader = DataLoader(evaluation(videos, on_bad_video="skip"), batch_size=2, num_workers=2, collate_fn=collate)
     batches = list(loader)
     assert [len(batch) for batch in batches] == [2, 1]
     assert [video.name for batch in batches for video in batch.bad] == ["broken"]
@@ -663,7 +663,7 @@ def test_batches_of_unlike_samples_are_refused(three):
         ({"sampling": "random"}, "expected 'segments' or 'dense'"),
         ({"num_views": 3}, "expected 1 to 2 in evaluation"),
         ({"training": True, "num_views": 2}, "expected 1 to 1 in training"),
-        ({"on_error": "replace"}, "expected 'error' or 'skip'"),
+        ({"on_bad_video": "replace"}, "expected 'error' or 'skip'"),
         ({"window": 0}, "window is 0"),
     ],
 )

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
+from frameflex.data.check import Checked
 from frameflex.engine.adaptive import AdaptivePoint, AdaptiveReport
 from frameflex.engine.evaluation import Evaluation
 
@@ -60,6 +62,28 @@ def accuracy_table(evaluations: Mapping[str, Evaluation]) -> Table:
                 cells.append(f"{100 * result.mean_average_precision:.1f}")
             table.add_row(*([name] if several else []), *cells)
         table.add_section()
+    return table
+
+
+def findings_table(found: Checked, limit: int | None = None) -> Table:
+    """A row for each finding of `frameflex data check`, bad ones first.
+
+    Args:
+        found: what `check` found.
+        limit: rows at most.
+    """
+    shown = found.findings[:limit]
+    table = Table(title_justify="left")
+    table.title = f"{found.num_videos} videos, {found.num_bad} bad, {found.num_doubtful} doubtful"
+    if len(shown) < len(found.findings):
+        table.title += f"; the first {len(shown)} of {len(found.findings)} findings"
+    table.add_column("finding", no_wrap=True)
+    table.add_column("video", overflow="fold")
+    table.add_column("why", overflow="fold")
+    for finding in shown:
+        name = f"{finding.split}: {finding.name}" if finding.split else finding.name
+        kind = finding.kind + ("" if finding.bad else " (doubtful)")
+        table.add_row(kind, escape(name), escape(finding.reason))
     return table
 
 

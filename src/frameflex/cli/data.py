@@ -5,51 +5,177 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from frameflex.cli.options import fail, parser_of, positive
+from frameflex.cli.options import (
+    add_bad_video_options,
+    add_quarantine_option,
+    add_workers_option,
+    fail,
+    parser_of,
+    positive,
+    seconds,
+)
+
+FORMATS = ("h264", "jpeg", "lossless")  # named here so that --help needs no torch
 
 
 def run(argv: list[str], console: Any) -> int:
-    commands = {"render": _data_render, "check": _data_check}
+    commands = {"render": _data_render, "check": _data_check, "prepare": _data_prepare}
     if not argv or argv[0] in ("-h", "--help"):
         print(  # noqa: T201
             "usage: frameflex data COMMAND ...\n\ncommands:\n"
-            "  render  make the bundled benchmark of motions as video files\n"
-            "  check   decode every video of a data set once and list the files that fail"
+            "  render   make the bundled benchmark of motions as video files\n"
+            "  check    decode every video of a data set once and find what is wrong with it\n"
+            "  prepare  re-encode a data set for training and pack it into shards\n\n"
+            "frameflex data COMMAND --help explains one."
         )
         return 0
     if argv[0] not in commands:
-        return fail(f"unknown command data {argv[0]!r}; expected data {' or data '.join(commands)}", status=2)
+        return fail(f"unknown command data {argv[0]!r}; expected data {', data '.join(commands)}", status=2)
     return commands[argv[0]](argv[1:], console)
 
 
 def _data_check(argv: list[str], console: Any) -> int:
     parser = parser_of(
         "data check",
-        "Decode every frame of every video once, in parallel, and list the files that fail. The exit status is 1\n"
-        "if there are any. DATA is a data set in any layout, or a folder of videos.",
-        "frameflex data check data/something-something-v2 --json bad.json",
+        "Decode every frame of every video once, in parallel, and find files that are unreadable, truncated,\n"
+        "without pictures, empty, too short, mislabelled, there twice, or on both sides of a split; those that\n"
+        "hang the decoder or crash it, too. Writes report.json, report.txt and quarantine.txt, which every verb\n"
+        "takes as --quarantine. Stopped, the same command goes on. The exit status is 1 if a video can't be used.",
+        "frameflex data check data/something-something-v2 --output check",
     )
-    parser.add_argument("data", metavar="DATA", help="data set, or folder of videos")
+    parser.add_argument("data", metavar="DATA", help="data set in any layout, or folder of videos")
     parser.add_argument("--split", help="of data that has splits (default: all of them)")
     parser.add_argument("--video-dir", help="where the files of a list are (default: beside the list)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the list as JSON")
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="names that labels must be among, one a line"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="for the report (default: check-NAME)")
+    parser.add_argument("--timeout", type=seconds, default=60.0, help="seconds for one file (default: 60)")
+    parser.add_argument("--min-frames", type=positive, default=2, help="fewer are too short (default: 2)")
+    parser.add_argument(
+        "--also",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="KINDS",
+        help="doubtful kinds that go into quarantine, too, such as truncated,leak,duplicate",
+    )
+    add_quarantine_option(parser)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
+    add_workers_option(parser)
     args = parser.parse_args(argv)
+    from rich.console import Console
+
     from frameflex import report
     from frameflex.console import progress
-    from frameflex.data.check import check_videos
-    from frameflex.data.datasets import all_videos
+    from frameflex.data.check import KINDS, check
+    from frameflex.data.datasets import survey
+    from frameflex.data.quarantine import write_quarantine
 
-    videos = all_videos(args.data, split=args.split, video_dir=args.video_dir)
-    with progress(console, "checking") as on_progress:
-        bad = check_videos(videos, num_workers=args.workers, on_progress=on_progress)
-    for video in bad:
-        print(f"{videos[video.index].path}: {video.reason}")  # noqa: T201
+    if unknown := set(args.also) - set(KINDS):
+        parser.error(f"--also {min(unknown)}: expected some of {', '.join(KINDS)}")
+    classes = args.classes and [line for line in args.classes.read_text("utf-8").splitlines() if line.strip()]
+    data = survey(
+        args.data, split=args.split, classes=classes, video_dir=args.video_dir, quarantine=args.quarantine
+    )
+    output = args.output or Path(f"check-{Path(args.data).resolve().stem}")
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with progress(console, "checking") as on_progress:
+            found = check(
+                data,
+                num_workers=args.workers,
+                timeout_seconds=args.timeout,
+                min_frames=args.min_frames,
+                also_quarantine=args.also,
+                journal=output / "journal.jsonl",
+                on_progress=on_progress,
+            )
+    except KeyboardInterrupt:
+        console.print(f"what is done is kept in {output}; the same command goes on from there")
+        raise
+    report.write_json(output / "report.json", {"data": str(args.data), **found.to_dict()})
+    write_quarantine(output / "quarantine.txt", found.quarantine())
+    with (output / "report.txt").open("w", encoding="utf-8") as file:
+        Console(file=file, width=200).print(report.findings_table(found))
     if args.json:
-        listed = [{"path": str(videos[v.index].path), "name": v.name, "reason": v.reason} for v in bad]
-        report.write_json(args.json, {"num_videos": len(videos), "bad": listed})
-    console.print(f"{len(videos)} videos decoded, {len(bad)} of them bad")
-    return 1 if bad else 0
+        print((output / "report.json").read_text(encoding="utf-8"), end="")  # noqa: T201
+    else:
+        Console(highlight=False).print(report.findings_table(found, limit=50))
+    console.print(
+        f"{found.num_videos} videos: {found.num_bad} bad, {found.num_doubtful} doubtful, "
+        f"{len(found.quarantine())} in quarantine; wrote report.json, report.txt and quarantine.txt into {output}"
+    )
+    return 1 if found.num_bad else 0
+
+
+def _data_prepare(argv: list[str], console: Any) -> int:
+    parser = parser_of(
+        "data prepare",
+        "Scale the videos of a data set down, encode them for fast reading in any order, and pack them into tar\n"
+        "files with an index, each checked by decoding it again. OUT is then a data set for every verb, here or\n"
+        "at an address (https://..., s3://...). Stopped, the same command goes on.",
+        "frameflex data prepare data/something-something-v2 ssv2-256 --quarantine check/quarantine.txt",
+    )
+    parser.add_argument("data", metavar="DATA", help="data set in any layout")
+    parser.add_argument("output", type=Path, metavar="OUT", help="new folder")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="h264",
+        help="h264 with frequent key frames, a jpeg for each frame, or lossless RGB (default: h264)",
+    )
+    parser.add_argument(
+        "--short-side",
+        type=positive,
+        default=256,
+        help="pixels; smaller videos stay as they are (default: 256)",
+    )
+    parser.add_argument(
+        "--key-every", type=positive, default=8, help="h264: frames between key frames (default: 8)"
+    )
+    parser.add_argument(
+        "--quality",
+        type=int,
+        help="h264: CRF 0 to 51 (default: 23); jpeg: 2 to 31 (default: 3); lower is better",
+    )
+    parser.add_argument("--videos-per-shard", type=positive, default=1000, help="at most (default: 1000)")
+    parser.add_argument("--split", help="of data that has splits (default: all of them)")
+    parser.add_argument("--video-dir", help="where the files of a list are (default: beside the list)")
+    parser.add_argument("--timeout", type=seconds, default=600.0, help="seconds for one video (default: 600)")
+    add_bad_video_options(parser, skip="leave it out, noted in the index; stop when more than 1 %% is bad")
+    add_workers_option(parser)
+    args = parser.parse_args(argv)
+    from frameflex.console import progress
+    from frameflex.data.datasets import survey
+    from frameflex.data.prepare import Encoding, prepare
+
+    encoding = Encoding(args.format, args.short_side, args.key_every, args.quality)
+    data = survey(args.data, split=args.split, video_dir=args.video_dir, quarantine=args.quarantine)
+    try:
+        with progress(console, "preparing") as on_progress:
+            index = prepare(
+                data,
+                args.output,
+                encoding=encoding,
+                videos_per_shard=args.videos_per_shard,
+                num_workers=args.workers,
+                timeout_seconds=args.timeout,
+                on_bad_video=args.on_bad_video,
+                on_progress=on_progress,
+            )
+    except KeyboardInterrupt:
+        console.print(f"what is done is kept in {args.output}; the same command goes on from there")
+        raise
+    for split, name, reason in index.left_out:
+        console.print(f"left out: {split + ': ' if split else ''}{name}: {reason}", markup=False)
+    num_videos = sum(len(shard.videos) for shard in index.shards)
+    num_bytes = sum(shard.num_bytes for shard in index.shards)
+    console.print(
+        f"{num_videos} videos in {len(index.shards)} shards of {num_bytes / 1e6:.1f} MB in all, "
+        f"{len(index.left_out)} left out"
+    )
+    print(args.output)  # noqa: T201
+    return 0
 
 
 def _data_render(argv: list[str], console: Any) -> int:

@@ -24,23 +24,27 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .quarantine import in_quarantine, read_quarantine
 from .sampling import dense_indices, eval_indices, train_indices
+from .shards import ShardMember, is_shards, pack_member, read_index, unpack_member
 from .video import Decoder, VideoError, VideoReader, open_video
 
 __all__ = [
     "BadVideo",
+    "BadVideos",
     "Batch",
     "ClipDataset",
     "NoSuchSplit",
     "Sample",
+    "Survey",
     "VideoList",
     "VideoRecord",
-    "all_videos",
     "collate",
     "find_video_files",
     "load_split",
     "load_videos",
     "shielded",
+    "survey",
 ]
 
 logger = logging.getLogger(__name__)
@@ -54,18 +58,76 @@ class VideoRecord:
     """One video, or one stretch of a video, to be classified.
 
     Attributes:
-        path: a video file, or a folder of one video's frames as images.
+        path: a video file, a folder of one video's frames as images, or a member of a shard.
         label: index of its class; None when unknown.
         name: what the data set calls it, for reports and predictions.
         start_seconds: where the stretch begins; None for the video's start.
         end_seconds: where it ends; None for the video's end.
     """
 
-    path: Path
+    path: Path | ShardMember
     label: int | None
     name: str
     start_seconds: float | None = None
     end_seconds: float | None = None
+
+    def open(self, *, decoder: Decoder = "auto") -> VideoReader:
+        """Open the whole video; arguments and errors as in `open_video`, and those of `ShardMember.read`."""
+        source = self.path.open() if isinstance(self.path, ShardMember) else self.path
+        return open_video(source, decoder=decoder)
+
+
+@dataclass(frozen=True, slots=True)
+class BadVideo:
+    """A video that could not be read, or that is left out, with the reason."""
+
+    index: int
+    name: str
+    reason: str
+
+
+MAX_BAD_SHARE = 0.01
+"""More bad videos than this share, and one, stop work that skips them."""
+
+
+class BadVideos:
+    """The one policy for videos that can't be read: stop at the first, or leave out, count and name them.
+
+    Args:
+        num_videos: of the work.
+        on_bad_video: "error" or "skip".
+
+    Attributes:
+        found: each once, in the order in which they came.
+    """
+
+    def __init__(self, num_videos: int, on_bad_video: Literal["error", "skip"]) -> None:
+        if on_bad_video not in ("error", "skip"):
+            raise ValueError(f"on_bad_video is {on_bad_video!r}; expected 'error' or 'skip'.")
+        self.num_videos, self.on_bad_video = num_videos, on_bad_video
+        self.found: list[BadVideo] = []
+
+    def add(self, bad: Iterable[BadVideo]) -> None:
+        """Count videos.
+
+        Raises:
+            VideoError: at the first with "error"; with "skip" if more than 1 % of the videos are bad.
+        """
+        for video in bad:
+            if self.on_bad_video == "error":
+                named = "" if video.reason.startswith("video ") else f"video {video.name}: "
+                raise VideoError(
+                    f"{named}{video.reason} Leave it out with a quarantine list of `frameflex data check`, or count "
+                    "it with --on-bad-video skip."
+                )
+            self.found.append(video)
+            logger.warning("left out: %s: %s", video.name, video.reason)
+        if len(self.found) > MAX_BAD_SHARE * self.num_videos + 1:
+            listed = "; ".join(video.name for video in self.found[:10])
+            raise VideoError(
+                f"{len(self.found)} of {self.num_videos} videos can't be decoded, more than {MAX_BAD_SHARE:.0%}: "
+                f"{listed}; ... Mend them or leave them out: `frameflex data check` writes a quarantine list of all."
+            )
 
 
 class VideoList(Sequence[VideoRecord]):
@@ -80,12 +142,14 @@ class VideoList(Sequence[VideoRecord]):
         layout: how the videos lay on disk, in words.
         missing: names of listed videos that were left out because their files are not there.
         splits: into which the data set is divided, such as "train" and "validation"; empty if it isn't.
+        left_out: further videos that belong to the data set and are not in the list, with the reasons.
 
     Attributes:
         classes: class names in the order of their indices.
         layout: how the videos lay on disk, in words.
         missing: names of listed videos that were left out because their files are not there.
         splits: into which the data set is divided, such as "train" and "validation"; empty if it isn't.
+        left_out: further videos that belong to the data set and are not in the list, with the reasons.
 
     Raises:
         ValueError: if a label is not an index of `classes`, or two classes share a name.
@@ -99,11 +163,13 @@ class VideoList(Sequence[VideoRecord]):
         layout: str = "records",
         missing: Sequence[str] = (),
         splits: Sequence[str] = (),
+        left_out: Sequence[BadVideo] = (),
     ) -> None:
         self.classes = tuple(classes)
         self.layout = layout
         self.splits = tuple(splits)
         self.missing = tuple(missing)
+        self.left_out = tuple(left_out)
         repeated = [name for name, times in Counter(self.classes).items() if times > 1]
         if repeated:
             raise ValueError(f"class name {repeated[0]!r} is there twice; expected names that differ.")
@@ -117,7 +183,12 @@ class VideoList(Sequence[VideoRecord]):
                     f"video {record.name}: label is {record.label}; expected None or an index of the "
                     f"{len(self.classes)} classes, from 0."
                 )
-            for part in (os.fsencode(record.path), record.name.encode("utf-8", "surrogateescape")):
+            where = (
+                pack_member(record.path).encode("utf-8", "surrogateescape")
+                if isinstance(record.path, ShardMember)
+                else os.fsencode(record.path)
+            )
+            for part in (where, record.name.encode("utf-8", "surrogateescape")):
                 text += part
                 self._text_ends.append(len(text))
             self._labels.append(-1 if record.label is None else record.label)
@@ -137,7 +208,9 @@ class VideoList(Sequence[VideoRecord]):
 
     def subset(self, indices: Iterable[int]) -> "VideoList":
         """Make a list of some of the videos, with the same classes."""
-        return VideoList((self[index] for index in indices), self.classes, layout=self.layout)
+        return VideoList(
+            (self[index] for index in indices), self.classes, layout=self.layout, left_out=self.left_out
+        )
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -151,7 +224,7 @@ class VideoList(Sequence[VideoRecord]):
         label = self._labels[index]
         start_seconds, end_seconds = self._seconds[2 * index : 2 * index + 2]
         return VideoRecord(
-            path=Path(os.fsdecode(self._text[begin:middle])),
+            path=_place(os.fsdecode(self._text[begin:middle])),
             label=None if label == -1 else label,
             name=self._text[middle:end].decode("utf-8", "surrogateescape"),
             start_seconds=None if start_seconds != start_seconds else start_seconds,
@@ -162,6 +235,10 @@ class VideoList(Sequence[VideoRecord]):
         return f"VideoList({len(self)} videos, {len(self.classes)} classes, {self.layout})"
 
 
+def _place(text: str) -> Path | ShardMember:
+    return unpack_member(text) if text.startswith("\0") else Path(text)
+
+
 def load_videos(
     source: str | os.PathLike[str],
     *,
@@ -169,6 +246,7 @@ def load_videos(
     classes: Sequence[str] | None = None,
     video_dir: str | os.PathLike[str] | None = None,
     on_missing: Literal["error", "skip"] = "error",
+    quarantine: str | os.PathLike[str] | None = None,
 ) -> VideoList:
     """Find the videos of a data set and their classes.
 
@@ -187,22 +265,27 @@ def load_videos(
       `20bn-something-something-v2/`, `videos/` or `video_dir`.
     - **Something-Something V1:** a folder with `something-something-v1-labels.csv`, `...-train.csv` and so on, and a
       folder of JPEGs for each video in `20bn-something-something-v1/` or `video_dir`.
+    - **Shards:** a folder that `frameflex data prepare` made, here or at `https://...`, `s3://...` and wherever else
+      fsspec reads from.
 
     Where train and validation videos are given by two separate lists, pass the classes of the first for the
     second: the second alone may lack a class, and its indices would differ.
 
     Args:
-        source: the data set's folder, or a list.
+        source: the data set's folder, a list, or the address of a folder of shards.
         split: "train", "validation" (or "val") or "test", where the data set has several.
         classes: class names in the order of a model's outputs; labels are mapped to them by name. Numbers in
             a list are taken as indices of them.
         video_dir: where the videos are, if not where the layout has them.
         on_missing: "skip" leaves out videos whose files are not there and names them in `VideoList.missing`.
+        quarantine: a list of videos to leave out, as `read_quarantine` reads it; they are in `VideoList.left_out`.
 
     Raises:
         FileNotFoundError: if `source` is not there, or files of listed videos are not (all counted, ten named).
         ValueError: if the layout is not recognised, a line or an entry is wrong, or a class is not in `classes`.
     """
+    if is_shards(source):
+        return _load_shards(os.fspath(source), _canonical_split(split), classes, quarantine)
     root = Path(source)
     if on_missing not in ("error", "skip"):
         raise ValueError(f"on_missing is {on_missing!r}; expected 'error' or 'skip'.")
@@ -211,6 +294,7 @@ def load_videos(
     if video_dir is not None and not Path(video_dir).is_dir():
         raise FileNotFoundError(f"video_dir {video_dir}: there is no such folder. Check the path.")
     found = _read_layout(root, _canonical_split(split), None if video_dir is None else Path(video_dir))
+    found.entries, left_out = _leave_out(found.entries, quarantine)
     names, to_index = _number_classes(found, classes)
     missing = _missing_files(entry.path for entry in found.entries)
     absent = [entry for entry in found.entries if entry.path in missing]
@@ -236,8 +320,65 @@ def load_videos(
         layout=found.layout,
         missing=[entry.name for entry in absent],
         splits=found.splits,
+        left_out=left_out,
     )
     logger.info("%s: %d videos of %d classes (%s)", root, len(videos), len(names), found.layout)
+    return videos
+
+
+def _leave_out(
+    entries: list["_Entry"], quarantine: str | os.PathLike[str] | None
+) -> tuple[list["_Entry"], list[BadVideo]]:
+    """Divide entries into those to use and those that a quarantine list names."""
+    if quarantine is None:
+        return entries, []
+    reasons = read_quarantine(quarantine)
+    kept, left_out = [], []
+    for entry in entries:
+        reason = in_quarantine(reasons, entry.path)
+        if reason is None:
+            kept.append(entry)
+        else:
+            left_out.append(BadVideo(-1, entry.name, f"in quarantine: {reason}".rstrip(": ")))
+    if entries and not kept:
+        raise ValueError(
+            f"quarantine {quarantine}: names all {len(entries)} videos; expected some to be left."
+        )
+    if left_out:
+        logger.warning("%d of %d videos are left out, as %s says", len(left_out), len(entries), quarantine)
+    return kept, left_out
+
+
+def _load_shards(
+    source: str,
+    split: str | None,
+    classes: Sequence[str] | None,
+    quarantine: str | os.PathLike[str] | None,
+) -> VideoList:
+    index = read_index(source)
+    picked = _pick_split(source, dict.fromkeys(index.splits), split) if index.splits or split else ""
+    names, to_index = _number_classes(_Found("", [], list(index.classes)), classes)
+    members = {str(member): member for member, _, _ in index.videos(picked)}
+    entries, left_out = _leave_out(
+        [
+            _Entry(str(member), None if label is None else index.classes[label], name, str(member))
+            for member, label, name in index.videos(picked)
+        ],
+        quarantine,
+    )
+    if not entries:
+        raise ValueError(f"{source}: no video is there. Check the split.")
+    made_without = [BadVideo(-1, name, reason) for of, name, reason in index.left_out if of == picked]
+    if made_without:
+        logger.warning("%s: was made without %d bad videos", source, len(made_without))
+    videos = VideoList(
+        (VideoRecord(members[entry.path], to_index(entry), entry.name) for entry in entries),
+        names,
+        layout="shards" + (f", {picked}" if picked else ""),
+        splits=index.splits,
+        left_out=[*left_out, *made_without],
+    )
+    logger.info("%s: %d videos of %d classes (%s)", source, len(videos), len(names), videos.layout)
     return videos
 
 
@@ -259,6 +400,7 @@ class _Found:
     classes: list[str]
     numbered: bool = False  # labels are numbers without names
     splits: Sequence[str] = ()
+    classes_from: str = ""  # the file that lists the classes, where there is one of its own
 
 
 _SPLITS = {
@@ -281,6 +423,7 @@ _LAYOUTS = """Layouts that are known:
   a Kinetics list: label,youtube_id,time_start,time_end,split with files ID_START_END.mp4
   Something-Something V2: labels.json, train.json, validation.json, 20bn-something-something-v2/ID.webm
   Something-Something V1: something-something-v1-labels.csv, ...-train.csv, 20bn-something-something-v1/ID/00001.jpg
+  shards: a folder or address with the index.json of `frameflex data prepare`
 Videos without classes can be classified one by one, without a data set."""
 
 
@@ -298,43 +441,128 @@ def load_split(
     *,
     classes: Sequence[str] | None = None,
     video_dir: str | os.PathLike[str] | None = None,
+    quarantine: str | os.PathLike[str] | None = None,
 ) -> VideoList:
     """Find one split of a data set, or all of its videos where it is not divided into splits.
 
     Arguments and errors as in `load_videos`; `splits` of the result tells which of the two it was.
     """
     try:
-        return load_videos(source, split=split, classes=classes, video_dir=video_dir)
+        return load_videos(source, split=split, classes=classes, video_dir=video_dir, quarantine=quarantine)
     except NoSuchSplit as error:
         if error.available:
             raise
-    return load_videos(source, classes=classes, video_dir=video_dir)
+    return load_videos(source, classes=classes, video_dir=video_dir, quarantine=quarantine)
 
 
-def all_videos(
+@dataclass
+class Survey:
+    """All that a data set lists, the wrong included.
+
+    Attributes:
+        videos: the videos of every split whose files are there; without a label where theirs is wrong.
+        splits: to which split each belongs; empty where there are none.
+        missing: (split, name, path) of listed videos whose files are not there.
+        mislabelled: (split, name, path, reason) of videos whose labels are not among the classes.
+        unlisted: video files in the data set's folder that no list names.
+        left_out: (split, name, reason) of videos that a quarantine list names.
+    """
+
+    videos: VideoList
+    splits: list[str]
+    missing: list[tuple[str, str, str]] = field(default_factory=list)
+    mislabelled: list[tuple[str, str, str, str]] = field(default_factory=list)
+    unlisted: list[Path] = field(default_factory=list)
+    left_out: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+def survey(
     source: str | os.PathLike[str],
     *,
     split: str | None = None,
+    classes: Sequence[str] | None = None,
     video_dir: str | os.PathLike[str] | None = None,
-) -> VideoList:
+    quarantine: str | os.PathLike[str] | None = None,
+) -> Survey:
     """Find the videos of every split of a data set, or of one; or of a folder without any layout, unlabelled.
 
-    Errors as in `load_videos`.
+    Arguments as in `load_videos`, but wrong labels and missing files are collected instead of raised.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `source`.
+        ValueError: if the layout is not recognised or a list can't be read.
     """
+    if is_shards(source):
+        return _survey_shards(source, split, classes, quarantine)
+    root, folder = Path(source), None if video_dir is None else Path(video_dir)
+    if not root.exists():
+        raise FileNotFoundError(f"{root}: there is no such file or folder. Check the path of the data set.")
     try:
-        return load_videos(source, split=split, video_dir=video_dir)
+        parts = [_read_layout(root, _canonical_split(split), folder)]
     except NoSuchSplit as error:
         if split is not None or not error.available:
             raise
-        parts = [load_videos(source, split=name, video_dir=video_dir) for name in error.available]
-        return VideoList(
-            [record for part in parts for record in part], parts[0].classes, layout=parts[0].layout
-        )
+        parts = [_read_layout(root, name, folder) for name in error.available]
+        names = list(error.available)
     except ValueError:
-        if not os.path.isdir(source) or split is not None or video_dir is not None:
+        if not root.is_dir() or split is not None or video_dir is not None:
             raise
-        files = find_video_files([source])
-        return VideoList([VideoRecord(path, None, path.name) for path in files], [])
+        entries = [_Entry(str(path), None, path.name, str(path)) for path in find_video_files([source])]
+        parts, names = [_Found("folder", entries, [])], [""]
+    else:
+        names = [_canonical_split(split) or ""]
+    numbers = _number_classes(parts[0], classes)[0]
+    found = Survey(VideoList([], numbers), [])
+    records, left_out = [], []
+    for name, part in zip(names, parts, strict=True):
+        entries, quarantined = _leave_out(part.entries, quarantine)
+        left_out += quarantined
+        found.left_out += [(name, bad.name, bad.reason) for bad in quarantined]
+        to_index = _number_classes(part, classes)[1]
+        missing = _missing_files(entry.path for entry in entries)
+        for entry in entries:
+            if entry.path in missing:
+                found.missing.append((name, entry.name, entry.path))
+                continue
+            try:
+                label = to_index(entry)
+            except ValueError as error:
+                label = None
+                found.mislabelled.append((name, entry.name, entry.path, str(error)))
+            records.append(
+                VideoRecord(Path(entry.path), label, entry.name, entry.start_seconds, entry.end_seconds)
+            )
+            found.splits.append(name)
+    if root.is_dir() and split is None and not parts[0].layout.startswith("folder"):
+        listed = {os.path.abspath(entry.path) for part in parts for entry in part.entries}
+        files = (path for path in root.rglob("*") if path.suffix.lower() in _VIDEO_SUFFIXES)
+        found.unlisted = sorted(path for path in files if os.path.abspath(path) not in listed)
+    found.videos = VideoList(records, numbers, layout=parts[0].layout.split(",")[0], left_out=left_out)
+    return found
+
+
+def _survey_shards(
+    source: str | os.PathLike[str],
+    split: str | None,
+    classes: Sequence[str] | None,
+    quarantine: str | os.PathLike[str] | None,
+) -> Survey:
+    available: Sequence[str | None] = [split] if split else read_index(source).splits or [None]
+    parts = [load_videos(source, split=name, classes=classes, quarantine=quarantine) for name in available]
+    return Survey(
+        VideoList(
+            [record for part in parts for record in part],
+            parts[0].classes,
+            layout="shards",
+            left_out=[bad for part in parts for bad in part.left_out],
+        ),
+        [name or "" for name, part in zip(available, parts, strict=True) for _ in part],
+        left_out=[
+            (name or "", bad.name, bad.reason)
+            for name, part in zip(available, parts, strict=True)
+            for bad in part.left_out
+        ],
+    )
 
 
 def find_video_files(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -407,10 +635,16 @@ def _number_classes(
 ) -> tuple[Sequence[str], Callable[[_Entry], int | None]]:
     names = found.classes if classes is None else list(classes)
     index_of = {name: index for index, name in enumerate(names)}
+    defined = set(found.classes)
 
     def to_index(entry: _Entry) -> int | None:
         if entry.label is None:
             return None
+        if found.classes_from and entry.label not in defined:
+            raise ValueError(
+                f"{entry.where}: class {entry.label!r} is not in {found.classes_from}. Both files have to be of one "
+                "release."
+            )
         if entry.label in index_of:
             return index_of[entry.label]
         if found.numbered and int(entry.label) < len(names):
@@ -505,13 +739,13 @@ def _listing(folder: Path) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
 
 
-def _pick_split(where: Path, available: Mapping[str, Any], split: str | None) -> str:
+def _pick_split(where: Path | str, available: Mapping[str, Any], split: str | None) -> str:
     if split in available:
         return split  # type: ignore[return-value]
     if not available:
         raise NoSuchSplit(
             f"{where}: split is {split!r}, but the videos are not divided into splits. Leave split out, or "
-            f"divide them, for instance into {where.name}/train and {where.name}/val."
+            f"divide them, for instance into {Path(where).name}/train and {Path(where).name}/val."
         )
     raise NoSuchSplit(
         f"{where}: split is {split!r}; expected one of those that are there: {', '.join(available)}.",
@@ -811,7 +1045,6 @@ def _read_something_v2(folder: Path, split: str | None, video_dir: Path | None) 
             for stem, suffix in (os.path.splitext(entry.name),)
             if suffix.lower() in _VIDEO_SUFFIXES
         }
-    known = set(classes)
     entries = []
     for number, item in enumerate(content, 1):
         where = f"{path}, entry {number}"
@@ -821,13 +1054,15 @@ def _read_something_v2(folder: Path, split: str | None, video_dir: Path | None) 
         label = item.get("template", item.get("label"))
         if label is not None:
             label = str(label).replace("[", "").replace("]", "")
-            if label not in known:
-                raise ValueError(
-                    f"{where}: class {label!r} is not in {labels_path.name}. Both files have to be of one release."
-                )
         file = files.get(identity, f"{identity}.webm")
         entries.append(_Entry(os.path.join(videos, file), label, identity, where))
-    return _Found(f"Something-Something V2, {split}", entries, classes, splits=list(annotations))
+    return _Found(
+        f"Something-Something V2, {split}",
+        entries,
+        classes,
+        splits=list(annotations),
+        classes_from=labels_path.name,
+    )
 
 
 def _something_classes(path: Path) -> list[str]:
@@ -864,7 +1099,6 @@ def _read_something_v1(folder: Path, split: str | None, video_dir: Path | None) 
     lists = _split_files(folder, ".csv")
     picked = _pick_split(folder, lists, split)
     videos = _something_videos(folder, video_dir, version=1)
-    known = set(classes)
     entries = []
     for number, line in enumerate(lists[picked].read_text(encoding="utf-8-sig").splitlines(), 1):
         where = f"{lists[picked]}, line {number}"
@@ -874,12 +1108,14 @@ def _read_something_v1(folder: Path, split: str | None, video_dir: Path | None) 
             continue
         if not re.fullmatch(r"[\w-]+", identity):
             raise ValueError(f"{where}: is {line[:80]!r}; expected id;label.")
-        if label is not None and label not in known:
-            raise ValueError(
-                f"{where}: class {label!r} is not in {labels_path.name}. Both files have to be of one release."
-            )
         entries.append(_Entry(os.path.join(videos, identity), label, identity, where))
-    return _Found(f"Something-Something V1, {picked}", entries, classes, splits=list(lists))
+    return _Found(
+        f"Something-Something V1, {picked}",
+        entries,
+        classes,
+        splits=list(lists),
+        classes_from=labels_path.name,
+    )
 
 
 def _head(path: Path) -> list[str]:
@@ -906,15 +1142,6 @@ class Sample:
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class BadVideo:
-    """A video that could not be read, in its sample's place."""
-
-    index: int
-    name: str
-    reason: str
-
-
 class ClipDataset(Dataset[Sample | BadVideo]):
     """Clips of a list of videos at several frame counts; each video is opened and decoded once.
 
@@ -934,7 +1161,7 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         window: frames that a dense clip spans, at any T.
         seed: start of all randomness.
         decoder: as for `open_video`.
-        on_error: "error" raises where a video can't be read; "skip" gives a `BadVideo` in its place.
+        on_bad_video: "error" raises where a video can't be read; "skip" gives a `BadVideo` in its place.
 
     Raises:
         ValueError: if an option is out of range.
@@ -952,14 +1179,14 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         window: int = 64,
         seed: int = 0,
         decoder: Decoder = "auto",
-        on_error: Literal["error", "skip"] = "error",
+        on_bad_video: Literal["error", "skip"] = "error",
     ) -> None:
         if not frame_counts or min(frame_counts) < 1 or len(set(frame_counts)) < len(frame_counts):
             raise ValueError(f"frame_counts is {list(frame_counts)}; expected different counts of 1 or more.")
         if sampling not in ("segments", "dense"):
             raise ValueError(f"sampling is {sampling!r}; expected 'segments' or 'dense'.")
-        if on_error not in ("error", "skip"):
-            raise ValueError(f"on_error is {on_error!r}; expected 'error' or 'skip'.")
+        if on_bad_video not in ("error", "skip"):
+            raise ValueError(f"on_bad_video is {on_bad_video!r}; expected 'error' or 'skip'.")
         most_views = 1 if training else 2 if sampling == "segments" else window
         if not 1 <= num_views <= most_views:
             mode = "training" if training else f"evaluation with {sampling}"
@@ -980,7 +1207,7 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         self.window = window
         self.seed = seed
         self.decoder = decoder
-        self.on_error = on_error
+        self.on_bad_video = on_bad_video
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -993,17 +1220,38 @@ class ClipDataset(Dataset[Sample | BadVideo]):
 
         Raises:
             IndexError: if there is no such video.
-            VideoError: if it can't be read and `on_error` is "error".
-            OSError: if its file can't be opened and `on_error` is "error".
+            VideoError: if it can't be read and `on_bad_video` is "error".
+            OSError: if its file can't be opened and `on_bad_video` is "error".
         """
         index, epoch, *counts = key if isinstance(key, tuple) else (key, 0)
         record = self.videos[index]
-        index %= len(self)
+        return self.sample(lambda: record.open(decoder=self.decoder), index % len(self), epoch, *counts)
+
+    def sample(
+        self,
+        open_reader: Callable[[], VideoReader],
+        index: int,
+        epoch: int,
+        frame_counts: Sequence[int] | None = None,
+    ) -> Sample | BadVideo:
+        """Make the clips of a video of the list from a reader that is opened by other means.
+
+        Args:
+            open_reader: opens it.
+            index: of the video in the list.
+            epoch: as in the key of an item.
+            frame_counts: likewise.
+
+        Raises:
+            VideoError: as for an item.
+            OSError: as for an item.
+        """
+        record = self.videos[index]
         try:
-            with open_video(record.path, decoder=self.decoder) as reader:
-                frames, slots = self._decode(reader, record, index, epoch, counts[0] if counts else None)
+            with open_reader() as reader:
+                frames, slots = self._decode(reader, record, index, epoch, frame_counts)
         except (VideoError, OSError) as error:
-            if self.on_error == "error":
+            if self.on_bad_video == "error":
                 raise
             return BadVideo(index, record.name, str(error))
         label = -1 if record.label is None else record.label
@@ -1044,7 +1292,7 @@ class ClipDataset(Dataset[Sample | BadVideo]):
 
         def choose(num_frames: int) -> list[int]:
             # Called again where the count turns out wrong: nothing is kept of the first answer.
-            first, end = _stretch(record, reader, num_frames)
+            first, end = stretch_of(record, reader, num_frames)
             picked.clear()
             for t in frame_counts or self.frame_counts:
                 views = self._pick(end - first, t, index, epoch)
@@ -1091,8 +1339,12 @@ def select_views(crops: Tensor, views: Sequence[Sequence[int]]) -> Tensor:
     return stacked.flatten(0, 1)  # (V, 3, T, h, w)
 
 
-def _stretch(record: VideoRecord, reader: VideoReader, num_frames: int) -> tuple[int, int]:
-    """Return the first frame of the record's stretch and the one after its last."""
+def stretch_of(record: VideoRecord, reader: VideoReader, num_frames: int) -> tuple[int, int]:
+    """Return the first frame of the record's stretch and the one after its last, of a video of `num_frames`.
+
+    Raises:
+        VideoError: if the stretch starts after the video's end.
+    """
     if record.start_seconds is None and record.end_seconds is None:
         return 0, num_frames
     timestamps = reader.timestamps[:num_frames]

@@ -66,7 +66,9 @@ def split_label_sets(
     for videos in lists:
         rows = [place[parts[name]] for name in videos.classes]
         records = [_relabel(record, rows) for record in videos]
-        renamed.append(VideoList(records, common, layout=videos.layout, splits=videos.splits))
+        renamed.append(
+            VideoList(records, common, layout=videos.layout, splits=videos.splits, left_out=videos.left_out)
+        )
     return renamed, LabelSets(names, table)
 
 
@@ -85,4 +87,4 @@ def with_nothing(videos: VideoList, nothing: Sequence[VideoRecord], name: str) -
     classes = videos.classes if name in videos.classes else (*videos.classes, name)
     label = classes.index(name)
     records = [*videos, *(replace(record, label=label) for record in nothing)]
-    return VideoList(records, classes, layout=videos.layout, splits=videos.splits)
+    return VideoList(records, classes, layout=videos.layout, splits=videos.splits, left_out=videos.left_out)

@@ -13,7 +13,8 @@ Choices that a user may notice:
 - Of several video streams the first one is read; a cover picture doesn't count as one.
 - Where the resolution changes within a stream, later frames are scaled to the first one's size.
 - A file whose end is missing gives the frames that it has. One that is broken in the middle is an error.
-- A frame has at most `MAX_PIXELS` pixels (8192 x 4320). The header is checked before memory is asked for.
+- Files are not trusted: what they claim is held to `Limits` before memory is asked for, and only containers of
+  videos are looked into, never playlists and the like that name other files.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import operator
 import os
 import re
 import struct
+import time
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -56,8 +58,11 @@ Decoder = Literal["auto", "pyav", "torchcodec"]
 MAX_PIXELS = 8192 * 4320
 """Largest frame that is decoded: DCI 8K. A hostile header can claim more than a machine's memory."""
 
-MAX_FRAMES = 2**24
-"""Most frames that a video may have: a week at 27 fps."""
+MAX_FRAMES = 2**20
+"""Most frames that a video may have: ten hours at 29 fps."""
+
+MAX_BYTES = 2**30
+"""Most bytes of pixels that one reading gives: 43 frames of 3840 x 2160."""
 
 FOLDER_FPS = 12.0
 """Frame rate of a folder of images: Something-Something V1 was distributed as JPEGs at 12 fps."""
@@ -66,8 +71,9 @@ _CACHED_BYTES = (
     16 * 2**20
 )  # compressed packets up to this size stay in memory, which saves opening the file twice
 _HD_PIXELS = 1280 * 720  # from here on a frame can be worth more than one decoding thread
+_MOST_THREADS = 4  # each holds frames of its own
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-_ADVICE = "Download it again, or list it with `frameflex data check`."
+ADVICE = "Download it again, or list it with `frameflex data check`."
 
 # With these, one packet is one frame. VP8 is not among them (it stores hidden frames as packets of their own).
 _ONE_FRAME_PER_PACKET = {
@@ -84,18 +90,119 @@ _ONE_FRAME_PER_PACKET = {
 }
 _INDEXED_CONTAINERS = {"mov", "mp4", "matroska", "webm", "avi"}
 _UNRELIABLE_PTS = {"avi"}  # stores no presentation times; FFmpeg guesses them, wrongly with B-frames
-_NOT_VIDEO = {"tty", "concat", "hls", "dash", "lavfi"}  # text shown as video, and lists of other files
+# Demuxers that look at nothing but the file's own bytes. FFmpeg has 350, among them playlists (hls, dash, concat),
+# network descriptions (sdp) and text shown as video (tty); sound is here so that the message can say that it is.
+_CONTAINERS = (
+    *(
+        "mov",
+        "matroska",
+        "avi",
+        "mpegts",
+        "mpeg",
+        "flv",
+        "live_flv",
+        "asf",
+        "ogg",
+        "gif",
+        "apng",
+        "webp",
+        "avif",
+    ),
+    *(
+        "ivf",
+        "obu",
+        "av1",
+        "h264",
+        "hevc",
+        "vvc",
+        "mpegvideo",
+        "m4v",
+        "mjpeg",
+        "h263",
+        "h261",
+        "vc1",
+        "cavsvideo",
+    ),
+    *(
+        "yuv4mpegpipe",
+        "nut",
+        "mxf",
+        "dv",
+        "rm",
+        "wtv",
+        "swf",
+        "amv",
+        "nsv",
+        "nuv",
+        "smjpeg",
+        "dirac",
+        "jpegxl_anim",
+    ),
+    *("image2", "png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe", "gif_pipe"),
+    *(
+        "mp3",
+        "wav",
+        "w64",
+        "aac",
+        "ac3",
+        "eac3",
+        "flac",
+        "aiff",
+        "au",
+        "caf",
+        "amr",
+        "ape",
+        "wv",
+        "dts",
+        "tta",
+    ),
+)
+_CACHED_PACKET_BYTES = 1024  # what a packet in memory takes beside its data, amply
+_MOST_STREAMS = 200  # of one file: the decoder of each is opened
 
 _MP4_FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"moof"}
 _MP4_PARENTS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}
 _MP4_COUNT_OFFSETS = {b"stsz": 8, b"stz2": 8, b"trun": 4}
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How much a video may ask for, since a header can claim anything and little data can decode to much.
+
+    Attributes:
+        max_pixels: of one frame.
+        max_frames: of the video.
+        max_bytes: of the pixels that one call of `VideoReader.frames` or `sample` gives; iteration holds one frame.
+        max_seconds: that opening, or one reading, may take; looked at after each packet. None for no limit: to count
+            the frames of a recording of hours can take minutes.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    max_frames: int = MAX_FRAMES
+    max_bytes: int = MAX_BYTES
+    max_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_pixels", "max_frames", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ValueError(f"max_seconds is {self.max_seconds}; expected above 0, or None for no limit.")
+
+
 class VideoError(Exception):
     """A video that can't be read; the message names it and says what to do."""
 
 
-def open_video(source: Source, *, decoder: Decoder = "auto") -> VideoReader:
+class NoVideoStream(VideoError):
+    """A file of sound, text or something else without pictures."""
+
+
+class NoFrames(VideoError):
+    """A video of which no frame can be decoded."""
+
+
+def open_video(source: Source, *, decoder: Decoder = "auto", limits: Limits | None = None) -> VideoReader:
     """Open a video for reading frames by index.
 
     Args:
@@ -104,13 +211,14 @@ def open_video(source: Source, *, decoder: Decoder = "auto") -> VideoReader:
         decoder: `"pyav"`; `"torchcodec"` (needs the package and FFmpeg's shared libraries); or `"auto"`, which
             takes torchcodec where it can be imported. Both give the same frames: torchcodec is used for the streams
             where it does, and PyAV reads the others.
+        limits: how much a video may ask for; by default as `Limits` says.
 
     Returns:
         A reader, which is also a context manager.
 
     Raises:
         FileNotFoundError: If there is nothing at the path.
-        VideoError: If it isn't a video, has no decodable frame, or claims more than `MAX_PIXELS` a frame.
+        VideoError: If it isn't a video, has no decodable frame, or asks for more than `limits`.
         ImportError: If torchcodec was asked for and can't be imported.
         ValueError: If `decoder` is none of the three.
 
@@ -120,10 +228,11 @@ def open_video(source: Source, *, decoder: Decoder = "auto") -> VideoReader:
     """
     if decoder not in ("auto", "pyav", "torchcodec"):
         raise ValueError(f"decoder is {decoder!r}; expected 'auto', 'pyav' or 'torchcodec'.")
+    limits = limits or Limits()
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if path.is_dir():
-            return _FolderReader(path)
+            return _FolderReader(path, limits)
         if not path.exists():
             raise FileNotFoundError(
                 f"video {path}: there is no such file. Check the path and the data set's folder."
@@ -131,16 +240,16 @@ def open_video(source: Source, *, decoder: Decoder = "auto") -> VideoReader:
     elif not isinstance(source, (bytes, bytearray, memoryview)) and not hasattr(source, "read"):
         raise TypeError(f"source is {type(source).__name__}; expected a path, bytes or a binary file object.")
     if decoder == "pyav":
-        return _PyAVReader(source)
+        return _PyAVReader(source, limits)
     video_decoder, reason = _load_torchcodec()
     if video_decoder is not None:
-        return _TorchCodecReader(source, video_decoder)
+        return _TorchCodecReader(source, limits, video_decoder)
     if decoder == "torchcodec":
         raise ImportError(
             f"decoder is 'torchcodec', which can't be imported ({reason}). Install it with "
             "`pip install frameflex[torchcodec]` together with FFmpeg, or use decoder='pyav'."
         )
-    return _PyAVReader(source)
+    return _PyAVReader(source, limits)
 
 
 class VideoReader(ABC):
@@ -159,6 +268,7 @@ class VideoReader(ABC):
     fps: float
     height: int
     width: int
+    _limits: Limits
 
     def frames(self, indices: Sequence[int]) -> torch.Tensor:
         """Decode the frames at some indices, each once.
@@ -171,7 +281,7 @@ class VideoReader(ABC):
 
         Raises:
             IndexError: If an index is outside of the video.
-            VideoError: If a frame can't be decoded.
+            VideoError: If a frame can't be decoded, or all together are more than the reader's limits allow.
         """
         wanted = [operator.index(i) for i in indices]
         outside = [i for i in wanted if not 0 <= i < self.num_frames]
@@ -182,6 +292,13 @@ class VideoReader(ABC):
             )
         if not wanted:
             return torch.empty(0, 3, self.height, self.width, dtype=torch.uint8)
+        num_bytes = len(wanted) * 3 * self.height * self.width
+        if num_bytes > self._limits.max_bytes:
+            raise VideoError(
+                f"video {self.name}: {len(wanted)} frames of {self.width}x{self.height} take {num_bytes >> 20} MiB; "
+                f"expected at most {self._limits.max_bytes >> 20} MiB at once. Ask for fewer frames, scale the video "
+                "down with `ffmpeg -i INPUT -vf scale=-2:1080 OUTPUT.mp4`, or open it with other Limits."
+            )
         return torch.from_numpy(self._read(wanted)).permute(0, 3, 1, 2)  # (N, 3, H, W)
 
     def sample(self, choose: Callable[[int], Sequence[int]]) -> torch.Tensor:
@@ -273,8 +390,10 @@ class _Scan:
 
 
 class _PyAVReader(VideoReader):
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, limits: Limits) -> None:
         self._source, self.name, self._size = _as_file(source)
+        self._limits = limits
+        self._start_the_clock()
         self.num_frames = self.height = self.width = 0
         self.fps = 0.0
         self._container: InputContainer | None = None
@@ -306,18 +425,27 @@ class _PyAVReader(VideoReader):
             self._source.seek(0)
         self._check_mp4_counts()
         try:
-            # Only this one file: a playlist must not make us read others, or the network.
-            container = av.open(self._source, container_options={"protocol_whitelist": "file"})
+            # Only this one file: a playlist must not make us read others, or the network. The options hold while
+            # FFmpeg decodes first frames to learn about the streams, too.
+            container = av.open(
+                self._source,
+                container_options={
+                    "protocol_whitelist": "file",
+                    "format_whitelist": ",".join(_CONTAINERS),
+                    "max_streams": str(_MOST_STREAMS),
+                },
+                options={"max_pixels": str(self._limits.max_pixels), "threads": "1"},
+            )
         except (av.error.FFmpegError, ValueError) as error:
             if isinstance(error, (FileNotFoundError, PermissionError)):
                 raise
             raise VideoError(
-                f"video {self.name}: not a video file ({_size_text(self._size)}). {_ADVICE}"
+                f"video {self.name}: not a video file ({_size_text(self._size)}). {ADVICE}"
             ) from error
         self._container = container
         streams = [s for s in container.streams.video if not _is_cover_picture(s)]
-        if container.format.name in _NOT_VIDEO or not streams:
-            raise VideoError(
+        if not streams:
+            raise NoVideoStream(
                 f"video {self.name}: no video stream (it is {container.format.long_name}, "
                 f"{_size_text(self._size)}). Expected a video file; check the list that names it."
             )
@@ -333,14 +461,18 @@ class _PyAVReader(VideoReader):
         if context.width * context.height < _HD_PIXELS or torch.utils.data.get_worker_info() is not None:
             context.thread_type = "NONE"
             context.thread_count = 1
-        context.options = {"max_pixels": str(MAX_PIXELS)}  # holds for sizes that change later, too
+        else:
+            context.thread_count = min(_MOST_THREADS, os.cpu_count() or 1)
+        context.options = {
+            "max_pixels": str(self._limits.max_pixels)
+        }  # holds for sizes that change later, too
         self._stream: VideoStream = stream
 
     def _check_size(self, height: int, width: int) -> None:
-        if height * width > MAX_PIXELS:
+        if height * width > self._limits.max_pixels:
             raise VideoError(
-                f"video {self.name}: a frame has {width}x{height} pixels; expected at most {MAX_PIXELS} "
-                f"(8192x4320). Scale it down with `ffmpeg -i INPUT -vf scale=-2:1080 OUTPUT.mp4`."
+                f"video {self.name}: a frame has {width}x{height} pixels; expected at most "
+                f"{self._limits.max_pixels}. Scale it down with `ffmpeg -i INPUT -vf scale=-2:1080 OUTPUT.mp4`."
             )
 
     def _check_mp4_counts(self) -> None:
@@ -354,7 +486,26 @@ class _PyAVReader(VideoReader):
         if claimed > self._size:
             raise VideoError(
                 f"video {self.name}: its index claims {claimed} frames, more than it has bytes "
-                f"({_size_text(self._size)}). {_ADVICE}"
+                f"({_size_text(self._size)}). {ADVICE}"
+            )
+        self._check_count(claimed)
+
+    def _check_count(self, num_frames: int) -> None:
+        if num_frames > self._limits.max_frames:
+            raise VideoError(
+                f"video {self.name}: has {num_frames} frames or more; expected at most {self._limits.max_frames}. "
+                "Cut it with `ffmpeg -i INPUT -c copy -f segment -segment_time 3600 OUTPUT%03d.mp4`."
+            )
+
+    def _start_the_clock(self) -> None:
+        limit = self._limits.max_seconds
+        self._deadline = None if limit is None else time.monotonic() + limit
+
+    def _check_clock(self) -> None:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise VideoError(
+                f"video {self.name}: not decoded after {self._limits.max_seconds:g} s ({_size_text(self._size)}). "
+                "Cut it or scale it down, or allow more time."
             )
 
     def _scan_packets(self) -> _Scan:
@@ -379,14 +530,16 @@ class _PyAVReader(VideoReader):
                 scan.pts.append(packet.pts)
                 scan.num_bytes += packet.size
                 if scan.packets is not None:
-                    if scan.num_bytes > _CACHED_BYTES:
+                    if scan.num_bytes + len(scan.pts) * _CACHED_PACKET_BYTES > _CACHED_BYTES:
                         scan.packets = None
                     else:
                         scan.packets.append(packet)
-                if scan.num_bytes > 2 * self._size + 2**20 or len(scan.pts) > MAX_FRAMES:
+                self._check_count(len(scan.pts))
+                self._check_clock()
+                if scan.num_bytes > 2 * self._size + 2**20:
                     raise VideoError(
                         f"video {self.name}: its index names more data than it can hold "
-                        f"({_size_text(self._size)}). {_ADVICE}"
+                        f"({_size_text(self._size)}). {ADVICE}"
                     )
         except av.error.FFmpegError as error:
             scan.trouble = f"reading stopped early ({error})"
@@ -456,7 +609,7 @@ class _PyAVReader(VideoReader):
         except av.error.FFmpegError as error:
             if number < len(self._scan.pts):
                 raise VideoError(
-                    f"video {self.name}: can't be read after packet {number} ({error.strerror}). {_ADVICE}"
+                    f"video {self.name}: can't be read after packet {number} ({error.strerror}). {ADVICE}"
                 ) from error
 
     def _seek(self, start: int) -> int:
@@ -483,6 +636,7 @@ class _PyAVReader(VideoReader):
         if self._stream.codec_context.is_open:
             self._stream.codec_context.flush_buffers()
         for number, packet in self._packets_from(start):
+            self._check_clock()
             try:
                 yield from _decode(self._stream, packet)
             except av.error.FFmpegError as error:
@@ -490,7 +644,7 @@ class _PyAVReader(VideoReader):
                 if first_key <= number < last:
                     raise VideoError(
                         f"video {self.name}: damaged at packet {number + 1} of {last + 1} "
-                        f"({error.strerror}). {_ADVICE}"
+                        f"({error.strerror}). {ADVICE}"
                     ) from error
         try:
             yield from _decode(self._stream, None)
@@ -525,9 +679,12 @@ class _PyAVReader(VideoReader):
 
     def _count_by_decoding(self) -> None:
         self._restart((0, 0))
-        pts = [frame.pts for frame in self._decoded]
+        pts: list[int | None] = []
+        for frame in self._decoded:
+            pts.append(frame.pts)
+            self._check_count(len(pts))
         if not pts:
-            raise VideoError(f"video {self.name}: no decodable frame ({_size_text(self._size)}). {_ADVICE}")
+            raise NoFrames(f"video {self.name}: no decodable frame ({_size_text(self._size)}). {ADVICE}")
         known = [value for value in pts if value is not None]
         rising = len(known) == len(pts) and all(a < b for a, b in itertools.pairwise(known))
         self._num_counts += 1
@@ -545,12 +702,12 @@ class _PyAVReader(VideoReader):
             self._count_by_decoding()
         else:
             raise VideoError(
-                f"video {self.name}: decoding it again gave other frames ({_size_text(self._size)}). {_ADVICE}"
+                f"video {self.name}: decoding it again gave other frames ({_size_text(self._size)}). {ADVICE}"
             )
 
     def _look_at_first_frame(self) -> None:
         if self.num_frames == 0:
-            raise VideoError(f"video {self.name}: no decodable frame ({_size_text(self._size)}). {_ADVICE}")
+            raise NoFrames(f"video {self.name}: no decodable frame ({_size_text(self._size)}). {ADVICE}")
         self._restart((0, 0))
         while True:
             try:
@@ -584,6 +741,7 @@ class _PyAVReader(VideoReader):
         return self._timestamps
 
     def _read(self, wanted: list[int]) -> np.ndarray:
+        self._start_the_clock()
         slots: dict[int, list[int]] = {}
         for slot, index in enumerate(wanted):
             slots.setdefault(index, []).append(slot)
@@ -717,9 +875,9 @@ class _TorchCodecReader(_PyAVReader):
     streams without reliable timestamps or with signs of damage, and more than 8 bits a colour.
     """
 
-    def __init__(self, source: Source, video_decoder: Any) -> None:
+    def __init__(self, source: Source, limits: Limits, video_decoder: Any) -> None:
         self._video_decoder = video_decoder
-        super().__init__(source)
+        super().__init__(source, limits)
         self._torchcodec = self._open_torchcodec()
 
     def _open_torchcodec(self) -> Any | None:
@@ -782,8 +940,9 @@ def _load_torchcodec() -> tuple[Any | None, str]:
 class _FolderReader(VideoReader):
     """A video stored as one image a frame."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, limits: Limits) -> None:
         self.name = str(folder)
+        self._limits = limits
         self._paths = sorted(
             (
                 p
@@ -813,15 +972,15 @@ class _FolderReader(VideoReader):
 
         try:
             with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
+                if image.width * image.height > self._limits.max_pixels:
                     raise VideoError(
                         f"video {self.name}: {path.name} has {image.width}x{image.height} pixels; expected at most "
-                        f"{MAX_PIXELS} (8192x4320)."
+                        f"{self._limits.max_pixels}."
                     )
                 return np.asarray(image.convert("RGB"))  # (H, W, 3)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise VideoError(
-                f"video {self.name}: {path.name} can't be decoded ({path.stat().st_size} bytes: {error}). {_ADVICE}"
+                f"video {self.name}: {path.name} can't be decoded ({path.stat().st_size} bytes: {error}). {ADVICE}"
             ) from error
 
     def _read(self, wanted: list[int]) -> np.ndarray:

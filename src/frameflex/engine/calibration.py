@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from frameflex.checkpoint import Checkpoint
-from frameflex.data.datasets import ClipDataset, VideoList, collate, shielded
+from frameflex.data.datasets import BadVideo, BadVideos, ClipDataset, VideoList, collate, shielded
 from frameflex.data.transforms import EvalTransform
 from frameflex.models import FrameNorm, make_frame_flexible
 from frameflex.models.frame_flexible import add_norms
@@ -24,8 +25,9 @@ def calibrate(
     *,
     batch_size: int = 16,
     num_workers: int = 0,
+    on_bad_video: Literal["error", "skip"] = "error",
     on_progress: Callable[[int, int], None] | None = None,
-) -> None:
+) -> list[BadVideo]:
     """Give a checkpoint's network batch statistics of its own at further frame counts, in place.
 
     A network that meets another T than it was trained at normalises with the wrong mean and variance (FFN,
@@ -39,12 +41,17 @@ def calibrate(
         frame_counts: the T's, none of them trained or calibrated already.
         batch_size: most videos whose statistics are taken together.
         num_workers: processes that decode.
+        on_bad_video: "error" stops at the first that can't be decoded; "skip" leaves it out, and stops when more
+            than 1 % are bad.
         on_progress: called with (videos done, videos in all).
+
+    Returns:
+        The videos that were left out.
 
     Raises:
         ValueError: if there are no videos, a count has norms of its own already, or the network has no norm
             with batch statistics.
-        VideoError: if a video can't be decoded.
+        VideoError: if a video can't be decoded, or too many can't.
     """
     model, counts = checkpoint.model, sorted(set(frame_counts))
     taken = {*checkpoint.frame_counts, *model.frame_counts, *model.config.get("calibrated_counts", [])}
@@ -79,6 +86,7 @@ def calibrate(
             frame_counts=counts,
             transform=EvalTransform(checkpoint.preprocessing),
             training=False,
+            on_bad_video=on_bad_video,
             **checkpoint.sampling,
         ),
         batch_size=math.ceil(
@@ -94,15 +102,17 @@ def calibrate(
             module.reset_running_stats()
             module.momentum = None  # every batch counts the same
             nn.Module.train(module)
-        done = 0
+        done, policy = 0, BadVideos(len(videos), on_bad_video)
         with torch.inference_mode(False), torch.no_grad():
             for batch in shielded(loader):
-                for count in counts:
+                policy.add(batch.bad)
+                for count in counts if len(batch) else ():
                     model(batch.clips[count].flatten(0, 1).to(device))
-                done += len(batch)
+                done += len(batch) + len(batch.bad)
                 if on_progress:
                     on_progress(done, len(videos))
     finally:
         for module, momentum in fresh:
             module.momentum = momentum
             nn.Module.eval(module)
+    return policy.found
