@@ -18,6 +18,7 @@ VERBS = {  # each is a module of this package with run(argv, console) -> exit st
     "stream": "recognise what happens in live pictures: webcam, file, address, standard input",
     "calibrate": "fit a checkpoint's statistics to frame counts that it was not trained at",
     "data": "render the bundled benchmark; check and prepare the files of a data set",
+    "benchmark": "time a network on every back end, next to the same one without the shift",
     "export": "write a checkpoint as graphs for ONNX Runtime, OpenVINO or torch",
     "convert": "bring weights of other code bases, timm or torchvision",
     "models": "list the backbones that can be built, with their cost",
