@@ -230,7 +230,10 @@ def test_a_killed_check_is_resumed_and_leaves_no_process(tmp_path, how):
 def test_a_journal_belongs_to_one_work_and_one_process(tmp_path):
     with Journal(tmp_path / "j", {"a": 1}) as journal:
         journal.add({"b": "ü"})
-        code = "import sys; from pathlib import Path; from frameflex.data.journal import Journal as J; J(Path(sys.argv[1]), {})"
+        code = (
+            "import sys; from pathlib import Path; from frameflex.data.journal import Journal; "
+            "Journal(Path(sys.argv[1]), {})"
+        )
         other = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path / "j")], capture_output=True, text=True
         )
