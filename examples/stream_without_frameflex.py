@@ -38,4 +38,4 @@ for number, frame in enumerate(av.open(video).decode(video=0)):
     total, seen = total + logits[0], seen + 1
     odds = np.exp(total / seen - (total / seen).max())
     best = int(odds.argmax())
-    print(f"frame {number}: {manifest['class_names'][best]} ({odds[best] / odds.sum():.2f})")  # noqa: T201
+    print(f"frame {number}: {manifest['class_names'][best]} ({odds[best] / odds.sum():.2f})")

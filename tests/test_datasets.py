@@ -620,7 +620,9 @@ def test_bad_videos_are_named_and_never_replaced(three, tmp_path):
 def test_a_loader_reports_bad_videos_from_its_workers(three, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     videos = VideoList([*three, VideoRecord(tmp_path / "broken.mp4", 1, "broken")], three.classes)
-    loader = DataLoader(evaluation(videos, on_bad_video="skip"), batch_size=2, num_workers=2, collate_fn=collate)
+    loader = DataLoader(
+        evaluation(videos, on_bad_video="skip"), batch_size=2, num_workers=2, collate_fn=collate
+    )
     batches = list(loader)
     assert [len(batch) for batch in batches] == [2, 1]
     assert [video.name for batch in batches for video in batch.bad] == ["broken"]
