@@ -18,6 +18,7 @@ import platform
 import re
 import shutil
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,12 @@ from frameflex.models import TSM, create_model
 FORMAT_VERSION = 2
 WEIGHTS_NAME, CONFIG_NAME, CARD_NAME = "model.safetensors", "config.json", "README.md"
 _TRAINING = "training/"
+
+# A file is not trusted: what it claims is held to these before memory is asked for.
+MAX_HEADER_BYTES = 32 * 2**20
+MAX_NUMBER = 1_000_000  # in an architecture: classes, channels, blocks
+MAX_FRAME_COUNT = 4096
+MAX_SIDE = 8192  # pixels
 
 
 class CheckpointError(Exception):
@@ -277,26 +284,25 @@ def load_checkpoint(path: str | Path, *, training: bool = False) -> Checkpoint:
         path = path / WEIGHTS_NAME
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path}: no such file")
+    _check_header_size(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = _read_header(path, file.metadata())
             names = [name for name in file.keys() if training or not name.startswith(_TRAINING)]  # noqa: SIM118
             tensors = {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
+    except (SafetensorError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"checkpoint {path} is not a complete safetensors file ({error}). A .pth file of another code base "
             "must be converted first; otherwise copy or download the file again"
         ) from error
     try:
-        if "pretrained" in header["architecture"]:  # a file must not make us download or open another one
-            raise ValueError("architecture has the key 'pretrained'")
-        model = create_model(**header["architecture"]).eval()
+        model = _build(header, {k: v for k, v in tensors.items() if not k.startswith(_TRAINING)})
         checkpoint = Checkpoint(
             model=model,
             class_names=[str(name) for name in header["class_names"]],
             preprocessing=Preprocessing.from_dict(header["preprocessing"]),
             frame_counts=tuple(int(count) for count in header["frame_counts"]),
-            sampling=dict(header.get("sampling") or {"sampling": "segments"}),
+            sampling=_checked_sampling(header.get("sampling") or {"sampling": "segments"}),
             recipe=dict(header.get("recipe") or {}),
             metrics=dict(header.get("metrics") or {}),
             license=str(header.get("license") or ""),
@@ -308,7 +314,15 @@ def load_checkpoint(path: str | Path, *, training: bool = False) -> Checkpoint:
                 f"{len(checkpoint.class_names)} class names for {model.config['num_classes']} logits, "
                 f"{len(checkpoint.frame_counts)} frame counts"
             )
-    except (KeyError, TypeError, ValueError) as error:
+        if not all(1 <= count <= MAX_FRAME_COUNT for count in checkpoint.frame_counts):
+            raise ValueError(
+                f"frame counts are {checkpoint.frame_counts[:8]}; expected 1 to {MAX_FRAME_COUNT}"
+            )
+        if checkpoint.preprocessing.short_side > MAX_SIDE:
+            raise ValueError(
+                f"frames of {checkpoint.preprocessing.short_side} pixels; expected {MAX_SIDE} at most"
+            )
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"checkpoint {path} has a header that doesn't hold together: {error}"
         ) from error
@@ -515,7 +529,7 @@ def _read_header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, An
     try:
         header = json.loads(metadata["frameflex"])
         version = int(header["format_version"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path} has an unreadable frameflex header: {error!r}") from error
     if version > FORMAT_VERSION:
         raise NewerFormatError(
@@ -523,6 +537,74 @@ def _read_header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, An
             "Update it: pip install -U frameflex"
         )
     return header
+
+
+def _check_header_size(path: Path) -> None:
+    """Refuse a header that is larger than any network's: it would be parsed before anything else is known."""
+    with open(path, "rb") as file:
+        num_bytes = int.from_bytes(file.read(8), "little")
+    if not 2 <= num_bytes <= min(MAX_HEADER_BYTES, path.stat().st_size - 8):
+        raise CheckpointError(
+            f"checkpoint {path} is not a complete safetensors file: its header claims {num_bytes} bytes of "
+            f"{path.stat().st_size}, expected at most {MAX_HEADER_BYTES}. A .pth file of another code base must be "
+            "converted first; otherwise copy or download the file again"
+        )
+
+
+def _build(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TSM:
+    """The network that a header describes, which may be anything: no larger one is made than the file has weights.
+
+    Raises:
+        ValueError: if the description makes no sense or no such network.
+    """
+    architecture = header["architecture"]
+    if "pretrained" in architecture:  # a file must not make us download or open another one
+        raise ValueError("architecture has the key 'pretrained'")
+    if int(architecture["num_classes"]) != len(header["class_names"]):
+        raise ValueError(f"{len(header['class_names'])} class names for {architecture['num_classes']} logits")
+    _check_numbers(architecture)
+    allowed = sum(tensor.numel() for tensor in tensors.values())
+    here, seen, count = threading.get_ident(), 0, 0
+
+    def weigh(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        # Called before a new parameter is filled, so that the memory for it has not been touched yet.
+        nonlocal seen, count
+        if threading.get_ident() != here or parameter is None:
+            return
+        seen, count = seen + parameter.numel(), count + 1
+        # A layer that is put in the place of another is seen twice, and one of ImageNet's classifier is left out.
+        if seen > 4 * allowed + 10_000_000 or count > 8 * len(tensors) + 1000:
+            raise ValueError(f"the architecture is larger than the {allowed} weights in the file")
+
+    hook = torch.nn.modules.module.register_module_parameter_registration_hook(weigh)
+    try:
+        return create_model(**architecture).eval()
+    except Exception as error:  # options of timm's networks go to code that checks few of them
+        raise ValueError(f"no network can be built from its architecture ({_first_line(error)})") from error
+    finally:
+        hook.remove()
+
+
+def _check_numbers(value: Any) -> None:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            _check_numbers(item)
+    elif isinstance(value, int) and abs(value) > MAX_NUMBER:
+        raise ValueError(f"architecture has the number {str(value)[:20]}; expected at most {MAX_NUMBER}")
+
+
+def _checked_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
+    sampling = dict(values)
+    window = sampling.get("window", 1)
+    if (
+        set(sampling) - {"sampling", "window"}
+        or sampling.get("sampling", "segments") not in ("segments", "dense")
+        or not (isinstance(window, int) and 1 <= window <= MAX_NUMBER)
+    ):
+        raise ValueError(f"sampling is {str(sampling)[:80]}; expected segments, or dense with a window")
+    return sampling
 
 
 def _load_weights(path: Path, model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 from frameflex.cli.event_options import probability
 from frameflex.cli.long_videos import add_window_options, check_window_options, recognize_long
+from frameflex.cli.manifests import add_manifest_options, check_manifest_options, recognize_manifest
 from frameflex.cli.options import (
+    add_bad_video_options,
     add_loading_options,
     add_views_option,
     budget,
@@ -21,15 +23,17 @@ def run(argv: list[str], console: Any) -> int:
     parser = parser_of(
         "predict",
         "Recognise what happens in videos. A file that can't be decoded is reported and counted; the others go\n"
-        "on, and the exit status is 1. With --window: what happens when in a long video.",
+        "on, and the exit status is 1. With --window: what happens when in a long video. With --manifest: a list\n"
+        "of any length, in parts that a restart keeps.",
         "frameflex predict best.safetensors clip.mp4 'more/*.webm' --frames 8 --top 3\n"
-        "  frameflex predict best.safetensors match.mp4 --window 2s --stride 1s --output events.srt",
+        "  frameflex predict best.safetensors match.mp4 --window 2s --stride 1s --output events.srt\n"
+        "  frameflex predict best.safetensors --manifest videos.csv --out predictions",
     )
     parser.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file of frameflex"
     )
     parser.add_argument(
-        "videos", nargs="+", metavar="VIDEO", help="files, folders (searched) or quoted patterns"
+        "videos", nargs="*", metavar="VIDEO", help="files, folders (searched) or quoted patterns"
     )
     parser.add_argument(
         "--frames", type=positive, help="frames to look at (default: the largest trained count)"
@@ -47,17 +51,25 @@ def run(argv: list[str], console: Any) -> int:
     add_views_option(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line on standard output")
     add_loading_options(parser)
+    add_bad_video_options(parser, default="skip", skip="report it, go on, and exit with status 1")
     add_window_options(parser)
+    add_manifest_options(parser)
     parser.set_defaults(batch_size=None)
     args = parser.parse_args(argv)
     check_window_options(parser, args)
+    check_manifest_options(parser, args)
+    if args.manifest is not None:
+        return recognize_manifest(args, console)
     from frameflex.console import progress
     from frameflex.data.datasets import find_video_files
+    from frameflex.data.quarantine import quarantined_files
     from frameflex.data.video import VideoError
     from frameflex.deploy.recognizer import Recognizer
 
     recognizer = Recognizer.from_checkpoint(args.checkpoint, device=args.device)
-    files = find_video_files(args.videos)
+    files, left_out = quarantined_files(find_video_files(args.videos), args.quarantine)
+    for file, reason in left_out.items():
+        console.print(f"left out: {file}: {reason}", markup=False)
     if args.window is not None:
         return recognize_long(args, recognizer, files, console)
     failed = 0
@@ -75,6 +87,8 @@ def run(argv: list[str], console: Any) -> int:
         for done, (file, answer) in enumerate(answers, start=1):
             on_progress(done, len(files))
             if isinstance(answer, VideoError):
+                if args.on_bad_video == "error":
+                    raise answer
                 failed += 1
                 if args.json:
                     print(json.dumps({"video": str(file), "error": str(answer)}, ensure_ascii=False))  # noqa: T201

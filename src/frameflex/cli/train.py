@@ -39,9 +39,8 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
         SystemExit: after --help.
     """
     import jsonargparse
-    import yaml
 
-    from frameflex.engine.recipe import Recipe, RecipeError, check_key, check_keys, known_keys
+    from frameflex.engine.recipe import Recipe, RecipeError, check_key, check_keys, known_keys, read_yaml
 
     class RecipeParser(jsonargparse.ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -63,10 +62,7 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
         if argument == "--recipe" and i + 1 < len(arguments):
             path = find_recipe(arguments[i + 1])
             arguments[i + 1] = str(path)
-            try:
-                check_keys(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, str(path))
-            except yaml.YAMLError as error:
-                raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+            check_keys(read_yaml(path), str(path))
         elif argument.startswith("--") and argument not in ("--recipe", "--resume", "--help"):
             key = argument[2:].split("=")[0].rstrip("+")
             if not key.startswith("print_config"):
