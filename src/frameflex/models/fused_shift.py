@@ -45,7 +45,8 @@ def choose_form(x: Tensor, net: nn.Module) -> str:
     """Which form runs for features ``x`` before ``net``: one of `FORMS`.
 
     ``plain`` shifts a copy and calls ``net``: the reference, for all that is no ordinary convolution, where hooks
-    want to see the shifted features, and where a graph is traced for other back ends or fused by a GPU's compiler.
+    want to see the shifted features, where only shapes are wanted, and where a graph is traced for other back ends or
+    fused by a GPU's compiler.
     ``copy`` does the same arithmetic but keeps no shifted copy for the backward pass. ``products`` makes no copy at
     all: the 1 x 1 convolution becomes matrix products over strided views, on a CPU in float32 or float64 (in half
     precision the partial sums would be rounded), channels-last, where the copy would be large enough to cost more.
@@ -54,7 +55,7 @@ def choose_form(x: Tensor, net: nn.Module) -> str:
         return "plain"
     if net._forward_hooks or net._forward_pre_hooks or net._backward_hooks or net._backward_pre_hooks:
         return "plain"
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or x.is_meta:
         return "plain"
     if torch.compiler.is_compiling() and x.device.type != "cpu":
         return "plain"
