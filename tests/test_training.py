@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -603,8 +604,15 @@ def test_kept_bytes_are_those_that_autograd_keeps():
 @pytest.mark.slow
 def test_compiled_training_has_the_same_losses_at_several_counts(bars, tmp_path):
     options = {"method": "ffn", "counts": (2, 4), "epochs": 1, "batch_size": 5, "learning_rate": 0.001}
-    eager = losses_of(tiny_recipe(bars, tmp_path / "eager", **options))
-    compiled = losses_of(tiny_recipe(bars, tmp_path / "compiled", compile=True, **options))
+    eager, compiled = (
+        losses_of(
+            replace(recipe, model=replace(recipe.model, dropout=0.0))
+        )  # compiled dropout draws other masks
+        for recipe in (
+            tiny_recipe(bars, tmp_path / "eager", **options),
+            tiny_recipe(bars, tmp_path / "compiled", compile=True, **options),
+        )
+    )
     assert compiled == pytest.approx(eager, rel=1e-3)
     with pytest.raises(RecipeError, match=r"training.compile and training.sync_norms"):
         tiny_recipe(bars, tmp_path, compile=True, sync_norms=True)
