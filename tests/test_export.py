@@ -79,22 +79,29 @@ def close(got, expected, tolerance=1e-4):
         ("test_resnet", {"temporal_pool": True, "flexible": True}),
         ("test_resnet", {"non_local": "embedded_gaussian"}),
         ("test_efficientnet", {"flexible": True}),
-        ("mobilenetv3_small_050", {"flexible": True}),
-        ("regnetx_002", {}),
+        pytest.param("mobilenetv3_small_050", {"flexible": True}, marks=pytest.mark.slow),
+        pytest.param("regnetx_002", {}, marks=pytest.mark.slow),
         ("test_convnext", {"flexible": True}),
-        ("ghostnet_050", {"flexible": True}),
+        pytest.param("ghostnet_050", {"flexible": True}, marks=pytest.mark.slow),
         ("test_byobnet", {"flexible": True}),
         ("test_nfnet", {"flexible": True}),
         ("test_mambaout", {}),
     ],
 )
-@pytest.mark.parametrize("batch", ["dynamic", 1])
-def test_the_network_for_export_equals_the_model_in_every_family_and_variant(backbone, options, batch):
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"batch": "dynamic"},
+        {"batch": "dynamic", "cut": True, "quantised": True},
+        {"batch": 1, "cut": True, "divide": True},
+    ],
+)
+def test_the_network_for_export_equals_the_model_in_every_family_and_variant(backbone, options, form):
     made = checkpoint(backbone, size=64, **options)
     before = {name: value.clone() for name, value in made.model.state_dict().items()}
     for count in (1, 2, 4):
-        network = export_network(made.model, count, batch=batch, crop_size=64, divide=batch == 1)
-        clip = torch.randn(3 if batch == "dynamic" else 1, 3, count, 64, 64)
+        network = export_network(made.model, count, crop_size=64, **form)
+        clip = torch.randn(3 if form["batch"] == "dynamic" else 1, 3, count, 64, 64)
         with torch.no_grad():
             assert close(network(clip), made.model(clip))
     after = made.model.state_dict()
@@ -106,6 +113,7 @@ def test_every_batch_norm_behind_a_convolution_is_folded():
     assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
+@pytest.mark.slow
 def test_a_scale_before_a_grouped_convolution_goes_to_the_right_channels():
     made = checkpoint("resnext50_32x4d", flexible=True)
     clip = torch.randn(2, 3, 4, 32, 32)
@@ -224,7 +232,7 @@ def test_a_graph_that_shifts_wrongly_fails_the_export_and_leaves_nothing(format,
     def wrong(network, path, **options):
         for module in network.modules():
             if isinstance(module, exporting.FlatShift):
-                module.shift_div = 4  # what a slice traced as a constant would do
+                module.causal = True  # the channels that should come from the next frame stay
         right(network, path, **options)
 
     monkeypatch.setattr(exporting, "_write_graph", wrong)
@@ -493,6 +501,6 @@ def test_what_an_earlier_version_exported_still_loads_and_says_the_same(format):
     folder = DATA / f"exported_{format}"
     model = load_exported(folder).model
     expected = json.loads((folder.parent / "exported_logits.json").read_text())
-    for count in (2, 3):
+    for count in (3,):
         clip = torch.sin(torch.arange(3 * count * 32 * 32, dtype=torch.float32)).view(1, 3, count, 32, 32)
         assert close(model(clip)[0], torch.tensor(expected[str(count)]))
