@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import moving_bar, tiny_recipe, write_video
 from torch import nn
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -21,7 +22,6 @@ from frameflex.deploy.recognizer import Recognizer
 from frameflex.deploy.streaming import StreamingRecognizer
 from frameflex.engine.training import build_model
 from frameflex.models import CausalStep, create_model
-from tests.helpers import moving_bar, tiny_recipe, write_video
 
 SIZE = 32
 CLASSES = ["left", "right", "nothing"]

@@ -99,7 +99,7 @@ def _data_check(argv: list[str], console: Any) -> int:
         Console(file=file, width=200).print(report.findings_table(found))
     if args.json:
         print((output / "report.json").read_text(encoding="utf-8"), end="")  # noqa: T201
-    else:
+    elif found.findings:
         Console(highlight=False).print(report.findings_table(found, limit=50))
     console.print(
         f"{found.num_videos} videos: {found.num_bad} bad, {found.num_doubtful} doubtful, "
