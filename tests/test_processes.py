@@ -4,6 +4,8 @@ import copy
 import json
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -221,3 +223,47 @@ def test_norms_that_cannot_be_synchronised_are_refused():
         sync_norms(torch.nn.LayerNorm(3))
     with pytest.raises(ValueError, match="BatchNorm1d, whose statistics it can't"):
         sync_norms(torch.nn.BatchNorm1d(3))
+
+
+WAITING = """
+import sys, time
+from torch.utils.data import DataLoader
+from frameflex.data.datasets import end_with_parent
+
+if __name__ == "__main__":
+    loader = DataLoader(
+        range(8),
+        num_workers=2,
+        worker_init_fn=end_with_parent,
+        multiprocessing_context=sys.argv[1],
+        persistent_workers=True,
+    )
+    iterator = iter(loader)
+    next(iterator)
+    print(*[worker.pid for worker in iterator._workers], flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in Linux's /proc")
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+def test_loader_workers_end_with_a_process_that_was_killed(tmp_path, start_method):
+    (tmp_path / "waiting.py").write_text(WAITING)
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "waiting.py", start_method], stdout=subprocess.PIPE, text=True
+    ) as process:
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(workers) == 2
+        process.kill()
+
+    def runs(pid):
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    waited = 0
+    while any(map(runs, workers)) and waited < 300:
+        time.sleep(0.1)
+        waited += 1
+    assert not any(map(runs, workers))

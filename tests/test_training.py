@@ -503,10 +503,11 @@ def test_leftovers_of_dead_writers_are_removed_and_those_of_living_ones_are_not(
     files = {name: tmp_path / f".last.safetensors.{name}.tmp" for name in (
         f"{_writer()}.{dead.pid}", f"{_writer()}.{writer.pid}", "elsewhere.1", "elsewhere.2"
     )}  # fmt: skip
-    for file in files.values():
-        file.write_bytes(b"half")
+    for folder in files.values():
+        folder.mkdir()
+        (folder / ".tmpAbC123").write_bytes(b"half")  # safetensors' own temporary name
     os.utime(files["elsewhere.2"], (0, 0))
-    (tmp_path / ".best.safetensors.elsewhere.3.tmp").write_bytes(b"another's")
+    (tmp_path / ".best.safetensors.elsewhere.3.tmp").mkdir()
     remove_leftovers(path)
     writer.communicate(b"\n")
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(

@@ -189,11 +189,13 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
             tensors[_TRAINING + name] = tensor.detach().cpu().contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
+    # A folder, because safetensors makes a temporary file of a name of its own beside the one it is to write.
     temporary = path.with_name(f".{path.name}.{_writer()}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata={"frameflex": json.dumps(header)})
-        _flush_to_disk(temporary, os.O_RDWR)
-        os.replace(temporary, path)
+        temporary.mkdir()
+        save_file(tensors, temporary / path.name, metadata={"frameflex": json.dumps(header)})
+        _flush_to_disk(temporary / path.name, os.O_RDWR)
+        os.replace(temporary / path.name, path)
         if os.name == "posix":
             with contextlib.suppress(
                 OSError
@@ -206,7 +208,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
             "name is untouched"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -215,12 +217,12 @@ def remove_leftovers(path: Path) -> None:
     Left alone for an hour after they were last written to are files of other machines, and of a process of this one
     that still runs.
     """
-    for file in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        writer, process = file.name.removesuffix(".tmp").rsplit(".", 2)[-2:]
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        writer, process = folder.name.removesuffix(".tmp").rsplit(".", 2)[-2:]
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             ended = writer == _writer() and (process == str(os.getpid()) or not _runs(process))
-            if ended or time.time() - file.stat().st_mtime > 3600:
-                file.unlink()
+            if ended or time.time() - folder.stat().st_mtime > 3600:
+                shutil.rmtree(folder)
 
 
 def _writer() -> str:

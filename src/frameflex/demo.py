@@ -142,7 +142,8 @@ def _story(measured: dict[str, Evaluation]) -> list[str]:
 def _recognise_one(checkpoint: Path, data: Path, seed: int, results: Console) -> None:
     videos = load_split(data, "validation")
     record = videos[random.Random(seed).randrange(len(videos))]
-    assert record.label is not None and isinstance(record.path, Path)
+    assert record.label is not None
+    assert isinstance(record.path, Path)  # no shard
     recognizer = Recognizer.from_checkpoint(checkpoint)
     results.print(f"\n{record.path}, in truth: {videos.classes[record.label]}")
     for num_frames in sorted(recognizer.checkpoint.frame_counts, reverse=True):

@@ -9,9 +9,11 @@ import glob
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import re
 import signal
+import threading
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
@@ -599,6 +601,22 @@ def shielded(loader: DataLoader[Any]) -> Iterator[Any]:
         return iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent(worker: int) -> None:
+    """A loader's ``worker_init_fn``: its worker ends when the process that it decodes for is gone, however it went.
+
+    PyTorch's own watch asks who started the worker. Under "forkserver", Python 3.14's default, that is a server which
+    lives as long as its workers do, so that those of a killed process would wait, and keep their memory, forever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
 
 
 def _canonical_split(split: str | None) -> str | None:

@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint
-from frameflex.data.datasets import ClipDataset, VideoList, collate, shielded
+from frameflex.data.datasets import ClipDataset, VideoList, collate, end_with_parent, shielded
 from frameflex.data.transforms import EvalTransform, Preprocessing
 from frameflex.deploy.exported import (
     RUNNERS,
@@ -39,6 +38,7 @@ from frameflex.deploy.exported import (
     write_manifest,
 )
 from frameflex.models import TSM
+from frameflex.models.folding import fold_batch_norms
 from frameflex.models.temporal_shift import TemporalShift, at_num_frames, frames_left, shifted_channels
 
 __all__ = ["FORMATS", "ExportError", "export", "export_network", "read_manifest", "write_manifest"]
@@ -406,7 +406,7 @@ class ExportNetwork(nn.Module):
                 "offset", (torch.tensor(pixels.mean) / torch.tensor(pixels.std)).view(1, 3, 1, 1)
             )
         with torch.no_grad():
-            _fold_norms(self, self.example)
+            fold_batch_norms(self, self.example[:1] if batch == "dynamic" else self.example)
         for module in list(self.modules()):
             if isinstance(module, FlatShift):
                 module.pads = (
@@ -493,57 +493,6 @@ def _flat(shift: TemporalShift, borders: _Borders) -> FlatShift:
     with torch.no_grad():
         net.weight.mul_(each.reshape(net.out_channels, -1, 1, 1))
     return FlatShift(net, shift, borders, None)
-
-
-class _Rest(nn.Module):
-    """What is left of timm's norm with activation once the norm is folded."""
-
-    def __init__(self, norm: BatchNormAct2d) -> None:
-        super().__init__()
-        self.drop, self.act = norm.drop, norm.act
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.drop(x))
-
-
-def _fold_norms(network: nn.Module, example: Tensor) -> None:
-    """Fold every batch norm that directly follows a convolution into it, as one forward shows."""
-    made: dict[int, tuple[nn.Module, Tensor]] = {}  # keeps the tensors, so that no id is used twice
-    calls: dict[nn.Module, int] = {}
-    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
-
-    def after(conv: nn.Module, _: Any, out: Tensor) -> None:
-        calls[conv] = calls.get(conv, 0) + 1
-        made[id(out)] = conv, out
-
-    def before(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        calls[norm] = calls.get(norm, 0) + 1
-        if id(inputs[0]) in made:
-            pairs.append((made[id(inputs[0])][0], norm))  # type: ignore[arg-type]
-
-    handles = []
-    for module in network.modules():
-        if type(module) is nn.Conv2d:
-            handles.append(module.register_forward_hook(after))
-        elif type(module) in (nn.BatchNorm2d, BatchNormAct2d):
-            handles.append(module.register_forward_pre_hook(before))
-    network(example[:1] if getattr(network, "batch", None) == "dynamic" else example)
-    for handle in handles:
-        handle.remove()
-    names = {module: name for name, module in network.named_modules()}
-    for conv, norm in pairs:
-        if calls[conv] == calls[norm] == 1 and norm.running_mean is not None and norm.running_var is not None:
-            weight, bias = nn.utils.fusion.fuse_conv_bn_weights(
-                conv.weight,
-                conv.bias,
-                norm.running_mean,
-                norm.running_var,
-                norm.eps,
-                norm.weight,
-                norm.bias,
-            )
-            conv.weight, conv.bias = weight, bias
-            _replace(network, names[norm], _Rest(norm) if isinstance(norm, BatchNormAct2d) else nn.Identity())
 
 
 def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
@@ -674,7 +623,11 @@ class _Clips:
 
     def labelled(self) -> Iterator[tuple[Tensor, int]]:
         loader: DataLoader = DataLoader(
-            self.dataset, batch_size=1, num_workers=self.num_workers, collate_fn=collate
+            self.dataset,
+            batch_size=1,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            worker_init_fn=end_with_parent,
         )
         for read in shielded(loader):
             yield read.clips[self.num_frames].flatten(0, 1), int(read.labels[0])

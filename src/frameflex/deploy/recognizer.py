@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint
-from frameflex.data.datasets import ClipDataset, VideoList, VideoRecord, collate, shielded
+from frameflex.data.datasets import ClipDataset, VideoList, VideoRecord, collate, end_with_parent, shielded
 from frameflex.data.transforms import VIEWS, EvalTransform
 from frameflex.data.video import Source, VideoError, open_video
 from frameflex.deploy.exported import is_export, load_exported
@@ -135,6 +135,7 @@ class Recognizer:
             batch_size=batch_size,
             num_workers=num_workers,
             collate_fn=collate,
+            worker_init_fn=end_with_parent,
         )
         for batch in shielded(loader):
             answers: dict[int, list[Prediction] | VideoError] = {

@@ -12,7 +12,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from frameflex.checkpoint import Checkpoint
-from frameflex.data.datasets import BadVideo, BadVideos, ClipDataset, VideoList, collate, shielded
+from frameflex.data.datasets import (
+    BadVideo,
+    BadVideos,
+    ClipDataset,
+    VideoList,
+    collate,
+    end_with_parent,
+    shielded,
+)
 from frameflex.data.transforms import EvalTransform
 from frameflex.models import FrameNorm, make_frame_flexible
 from frameflex.models.frame_flexible import add_norms
@@ -94,6 +102,7 @@ def calibrate(
         ),  # a small last one counts too much
         num_workers=num_workers,
         collate_fn=collate,
+        worker_init_fn=end_with_parent,
     )
     device = next(model.parameters()).device
     model.eval()

@@ -21,7 +21,15 @@ from torchmetrics.functional.classification import (
 )
 
 from frameflex.checkpoint import WEIGHTS_NAME, Checkpoint, CheckpointError, load_checkpoint
-from frameflex.data.datasets import BadVideo, BadVideos, ClipDataset, VideoList, collate, shielded
+from frameflex.data.datasets import (
+    BadVideo,
+    BadVideos,
+    ClipDataset,
+    VideoList,
+    collate,
+    end_with_parent,
+    shielded,
+)
 from frameflex.data.label_sets import LabelSets
 from frameflex.data.transforms import VIEWS, EvalTransform, Preprocessing
 from frameflex.engine.recipe import read_yaml
@@ -195,6 +203,7 @@ def evaluate(
         sampler=mine,
         num_workers=num_workers,
         collate_fn=collate,
+        worker_init_fn=end_with_parent,
     )
     device = next(model.parameters()).device
     was_training = model.training

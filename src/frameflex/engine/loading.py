@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from frameflex.data.datasets import ClipDataset, VideoList, collate
+from frameflex.data.datasets import ClipDataset, VideoList, collate, end_with_parent
 from frameflex.data.transforms import Preprocessing, TrainTransform, exchange_directions
 from frameflex.engine.recipe import Recipe, RecipeError
 
@@ -135,6 +135,7 @@ def build_loader(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=end_with_parent,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
     )
