@@ -241,7 +241,7 @@ class _Streams:
         if reset or prediction.seconds - self._printed[number] >= self._print_every - 1e-6:
             self._printed[number] = prediction.seconds
             values = {
-                "seconds": round(prediction.seconds, 6),
+                "seconds": prediction.seconds,
                 "label": prediction.label,
                 "index": prediction.index,
                 "probability": prediction.probability,
@@ -266,6 +266,7 @@ class _Streams:
 
     def _print(self, number: int, values: dict[str, Any]) -> None:
         line = {"type": values["type"], "source": self.sources[number].name, **values}
+        line = {key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()}
         print(json.dumps(line, ensure_ascii=False), flush=True)  # noqa: T201
 
 

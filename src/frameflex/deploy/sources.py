@@ -302,7 +302,7 @@ class LiveSource:
             return SequentialReader(
                 device, container_format=container_format, timeout_seconds=self._timeout, live=True
             )
-        options = {"rtsp_transport": "tcp"} if self._source.lower().startswith("rtsp") else {}
+        options = {"rtsp_flags": "prefer_tcp"} if self._source.lower().startswith("rtsp") else {}
         return SequentialReader(
             self._source, protocols=_PROTOCOLS, options=options, timeout_seconds=self._timeout, live=True
         )
