@@ -239,7 +239,9 @@ def test_interrupted_it_ends_with_130_and_its_video_is_whole(causal, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background jobs ignore it
     )
     first = process.stdout.readline()
     time.sleep(0.5)
