@@ -45,6 +45,11 @@ def kinds(notices):
     return [notice.kind for notice in notices]
 
 
+def told_of(notices):
+    """Without the frames that were dropped: a busy machine may be too slow for a live source at any moment."""
+    return [notice for notice in notices if notice.kind != "dropped"]
+
+
 @contextlib.contextmanager
 def serving(*answers):
     """A server on this machine that gives each connection the next answer: bytes, None for silence; then 404."""
@@ -189,6 +194,7 @@ def test_a_lost_connection_is_told_and_made_again(recording):
         source = LiveSource(address, timeout_seconds=3, give_up_seconds=2)
         frames, notices = play(source)
     assert source.num_frames > 24
+    notices = told_of(notices)
     found = kinds(notices)
     assert found[:2] == ["lost", "connected"]
     assert found[-1] == "failed"  # after the second answer the server has no more
@@ -243,6 +249,7 @@ def test_a_camera_that_dies_midway_is_told(recording):
         address = f"http://user:secret@127.0.0.1:{server.server_port}/a.ts"
         source = LiveSource(address, timeout_seconds=1, give_up_seconds=2)
         _, notices = play(source)
+        notices = told_of(notices)
     finally:
         over.set()
         server.shutdown()
