@@ -103,7 +103,7 @@ def run(argv: list[str], console: Any) -> int:
 
     from frameflex.checkpoint import load_checkpoint
     from frameflex.deploy.sources import LiveSource, running
-    from frameflex.deploy.streaming import StreamingRecognizer
+    from frameflex.deploy.streaming import StreamingRecognizer, stride_of_training
 
     saved = _saved_names(args.save, len(args.sources))
     checkpoint = load_checkpoint(args.checkpoint)
@@ -129,7 +129,7 @@ def run(argv: list[str], console: Any) -> int:
     blank = torch.zeros(3, 64, 64, dtype=torch.uint8)
     recognizer.push_many([blank] * len(args.sources), [0.0] * len(args.sources))
     recognizer.reset()
-    stride = args.stride or _stride_of_training(checkpoint.sampling, recognizer.num_frames)
+    stride = args.stride or stride_of_training(checkpoint.sampling, recognizer.num_frames)
     sources = [
         LiveSource(
             source,
@@ -365,13 +365,6 @@ def _terminate_like_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _stride_of_training(sampling: dict[str, Any], num_frames: int) -> int:
-    """Frames between those of a clip where training had them a fixed distance apart, else 1."""
-    if sampling.get("sampling") != "dense":
-        return 1
-    return max(1, int(sampling.get("window") or 0) // num_frames)
 
 
 def _saved_names(path: Path | None, number: int) -> list[Path | None]:

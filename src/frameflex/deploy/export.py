@@ -39,7 +39,13 @@ from frameflex.deploy.exported import (
 )
 from frameflex.models import TSM
 from frameflex.models.folding import fold_batch_norms
-from frameflex.models.temporal_shift import TemporalShift, at_num_frames, frames_left, shifted_channels
+from frameflex.models.temporal_shift import (
+    TemporalShift,
+    at_num_frames,
+    frames_left,
+    replace_module,
+    shifted_channels,
+)
 
 __all__ = ["FORMATS", "ExportError", "export", "export_network", "read_manifest", "write_manifest"]
 
@@ -393,7 +399,7 @@ class ExportNetwork(nn.Module):
         for name, shift in list(self.backbone.named_modules()):
             if isinstance(shift, TemporalShift):
                 strides.add(shift.time_stride)
-                _replace(self.backbone, name, _flat(shift, self._borders))
+                replace_module(self.backbone, name, _flat(shift, self._borders))
         self.strides = sorted(strides)
         clips = 2 if batch == "dynamic" else int(batch)
         if pixels is None:
@@ -493,11 +499,6 @@ def _flat(shift: TemporalShift, borders: _Borders) -> FlatShift:
     with torch.no_grad():
         net.weight.mul_(each.reshape(net.out_channels, -1, 1, 1))
     return FlatShift(net, shift, borders, None)
-
-
-def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(network.get_submodule(parent), last, module)
 
 
 class _Half(nn.Module):

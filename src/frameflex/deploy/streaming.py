@@ -172,9 +172,7 @@ class StreamingRecognizer:
         if window is None:
             self.step = CausalStep(self.model, num_frames=self.num_frames)
         if stride is None and interval_seconds is None:
-            dense = checkpoint.sampling.get("sampling") == "dense"
-            span = checkpoint.sampling.get("window") or 0
-            stride = max(1, int(span) // self.num_frames) if dense else 1
+            stride = stride_of_training(checkpoint.sampling, self.num_frames)
         self.stride, self.interval_seconds = stride, interval_seconds
         self.consensus, self.memory = consensus, memory or self.num_frames
         self.fps, self.max_gap_seconds, self.warm_up = fps, max_gap_seconds, warm_up
@@ -369,6 +367,13 @@ class StreamingRecognizer:
             event=stream.detector.current,
             ended=tuple(ended),
         )
+
+
+def stride_of_training(sampling: dict[str, Any], num_frames: int) -> int:
+    """Frames between those of a clip where training had them a fixed distance apart, else 1."""
+    if sampling.get("sampling") != "dense":
+        return 1
+    return max(1, int(sampling.get("window") or 0) // num_frames)
 
 
 @dataclass

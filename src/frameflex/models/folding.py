@@ -9,7 +9,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from frameflex.models.temporal_shift import at_num_frames
+from frameflex.models.temporal_shift import at_num_frames, replace_module
 from frameflex.models.tsm import TSM
 
 
@@ -74,5 +74,4 @@ def fold_batch_norms(network: nn.Module, *example: Tensor) -> None:
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )
             rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
-            parent, _, last = names[norm].rpartition(".")
-            setattr(network.get_submodule(parent), last, rest.train(network.training))
+            replace_module(network, names[norm], rest.train(network.training))

@@ -160,3 +160,9 @@ def shallow_copy(module: Module, replaced: dict[str, nn.Module]) -> Module:
     view = copy.copy(module)
     view._modules = {**module._modules, **replaced}
     return view
+
+
+def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` where ``network.get_submodule(name)`` was."""
+    parent, _, last = name.rpartition(".")
+    setattr(network.get_submodule(parent), last, module)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from frameflex.models.backbones import family_of, shift_sites
 from frameflex.models.non_local import NON_LOCALS, NonLocal, TemporalPool
-from frameflex.models.temporal_shift import TemporalShift, at_num_frames
+from frameflex.models.temporal_shift import TemporalShift, at_num_frames, replace_module
 
 SHIFTS = ("bidirectional", "causal", "none")
 SHIFT_PLACES = ("residual", "block")
@@ -144,7 +144,7 @@ class TSM(nn.Module):
                     time_stride=2 if pooled else 1,
                     causal=shift == "causal",
                 )
-                _replace(self.backbone, name, shifted)
+                replace_module(self.backbone, name, shifted)
         if non_local != "none":
             for stage in ("layer2", "layer3"):
                 for i in range(0, len(self.backbone.get_submodule(stage)), 2):  # type: ignore[arg-type]
@@ -152,9 +152,9 @@ class TSM(nn.Module):
                     attending = NonLocal(
                         block, _out_channels(block), mode=non_local, time_stride=2 if temporal_pool else 1
                     )
-                    _replace(self.backbone, f"{stage}.{i}", attending)
+                    replace_module(self.backbone, f"{stage}.{i}", attending)
         if temporal_pool:
-            _replace(self.backbone, "layer2.0", TemporalPool(self.backbone.get_submodule("layer2.0")))
+            replace_module(self.backbone, "layer2.0", TemporalPool(self.backbone.get_submodule("layer2.0")))
         self.dropout = nn.Dropout(dropout)
         # MobileNets put a convolution behind the pooling: what the classifier sees is wider than the last stage.
         num_features = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
@@ -234,11 +234,6 @@ def _check_published_options(architecture: str, backbone: nn.Module) -> None:
             f"shift_place, temporal_pool and non_local are published for ResNets; backbone is {architecture!r}. "
             'Leave them at "residual", false and "none", or choose a ResNet'
         )
-
-
-def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(network.get_submodule(parent), last, module)
 
 
 def _out_channels(block: nn.Module) -> int:
