@@ -9,6 +9,7 @@ else meanwhile.
 
 import argparse
 import copy
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +20,8 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from frameflex.checkpoint import Checkpoint
 from frameflex.data.transforms import Preprocessing
@@ -37,7 +40,7 @@ from frameflex.models import TSM, TemporalShift
 
 SECTIONS = (
     *("eager", "compile", "onnxruntime", "openvino", "openvino-int8", "train", "memory", "predict"),
-    *("mobilenet", "cuda", "cuda-compile", "cuda-train"),
+    *("mobilenet", "traffic", "cuda", "cuda-compile", "cuda-train"),
 )
 SIZE = 224
 
@@ -66,6 +69,12 @@ def main():
             elif section in ("train", "cuda-train"):
                 for count in counts:
                     train(count, args.runs, "cuda" if section == "cuda-train" else "cpu")
+            elif section == "traffic":
+                for count in counts:
+                    traffic(count)
+            elif section in ("cuda", "cuda-compile"):
+                for count in counts:
+                    forward_on_gpu(section, count, args.runs)
             else:
                 for count in counts:
                     forward(section, count, args.runs)
@@ -95,8 +104,7 @@ def forward(backend, num_frames, runs):
     model, plain = pair()
     clip = torch.randn(1, 3, num_frames, SIZE, SIZE)
     run, run_plain = (BACKENDS[backend](network, clip) for network in (model, plain))
-    on_cpu_in_float = not backend.startswith("cuda") and "int8" not in backend
-    rates = [matrix_rate()] if on_cpu_in_float else []
+    rates = [matrix_rate()] if "int8" not in backend else []
     times = paired_seconds([lambda: run(clip), lambda: run_plain(clip)], runs)
     note = ""
     if rates:
@@ -109,26 +117,123 @@ def forward(backend, num_frames, runs):
     show(f"{backend}, forward, T = {num_frames}", times, note)
 
 
+def forward_on_gpu(backend, num_frames, runs):
+    """bfloat16, with the kernels in Triton and without, for one clip and for 16, and what the GPU could do."""
+    if not torch.cuda.is_available():
+        raise Unavailable("torch sees no CUDA device")
+    bandwidth, matrix = gpu_rates()
+    print(f"memory {bandwidth / 1e9:.0f} GB/s (copy_), bfloat16 {matrix / 1e12:.0f} TFLOP/s (torch.mm)")
+    model, plain = pair()
+    flops = 2e9 * clip_gflops(plain, torch.randn(1, 3, num_frames, SIZE, SIZE))
+    # A compiler keeps the form that it saw first, so compiled networks are timed in two rounds instead of one.
+    rounds = [("0", "1")] if backend == "cuda" else [("0",), ("1",)]
+    for batch in (1, 16):
+        clip = torch.randn(batch, 3, num_frames, SIZE, SIZE)
+        moved = sum(Traffic.of(plain, clip).values())
+        for asked in rounds:
+            torch._dynamo.reset()
+            calls = [prepared(backend, network, clip, kernels)
+                     for network, kernels in [*((model, kernels) for kernels in asked), (plain, "0")]]  # fmt: skip
+            *ours, without = paired_seconds(calls, runs, warm_up=3)
+            for kernels, times in zip(asked, ours, strict=True):
+                seconds = spread(times)[0]
+                note = (
+                    f", {batch * flops / seconds / matrix:.2f} of the matrix rate, "
+                    f"{moved / seconds / bandwidth:.2f} of the memory's (what the network without shift moves)"
+                )
+                name = f"{backend}, forward, FRAMEFLEX_TRITON={kernels}, T = {num_frames}, {batch} clips"
+                show(name, [times, without], note)
+
+
+def prepared(backend, network, clip, kernels):
+    """A call of the network that asks for the kernels in Triton, or not."""
+    os.environ["FRAMEFLEX_TRITON"] = kernels
+    run = BACKENDS[backend](network, clip)
+
+    def call():
+        os.environ["FRAMEFLEX_TRITON"] = kernels
+        run(clip)
+
+    return call
+
+
+def gpu_rates(size=8192):
+    """Bytes read and written a second by a large copy, bfloat16 operations a second of a large torch.mm."""
+    source = torch.zeros(1 << 30, dtype=torch.uint8, device="cuda")
+    target, factor = torch.empty_like(source), torch.randn(size, size, device="cuda", dtype=torch.bfloat16)
+
+    def seconds(call):
+        (times,) = paired_seconds([lambda: (call(), torch.cuda.synchronize())], 10, warm_up=3)
+        return min(times)
+
+    copied = seconds(lambda: target.copy_(source))
+    return 2 * source.nbytes / copied, 2 * size**3 / seconds(lambda: torch.mm(factor, factor))
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes that each kind of operation reads and writes, every operand once, in eager bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.moved = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name, schema = func.overloadpacket.__name__, func._schema
+        is_view = any(value.alias_info for value in schema.returns) and not schema.is_mutable
+        if not is_view and not name.startswith(("empty", "new_empty")):
+            read = args[1:] if name in ("copy_", "fill_", "zero_") else args
+            tensors = [t for t in tree_leaves((read, kwargs, out)) if isinstance(t, torch.Tensor)]
+            self.moved[name] = self.moved.get(name, 0) + sum(t.numel() * t.element_size() for t in tensors)
+        return out
+
+    @classmethod
+    def of(cls, network, clip):
+        network, clip = copy.deepcopy(network).to("meta", torch.bfloat16), clip.to("meta", torch.bfloat16)
+        with torch.no_grad(), cls() as counted:
+            network(clip)
+        return counted.moved
+
+
+def traffic(num_frames):
+    """What the network moves through memory by arithmetic, and what the shift's copy adds."""
+    ours, plain = (Traffic.of(n, torch.empty(1, 3, num_frames, SIZE, SIZE)) for n in pair())
+    listed = ", ".join(f"{name} {moved / 1e6:.1f}" for name, moved in plain.items() if moved >= 1e6)
+    extra = {name: moved - plain.get(name, 0) for name, moved in ours.items() if moved != plain.get(name, 0)}
+    print(
+        f"traffic in bfloat16, T = {num_frames}, MB: {sum(plain.values()) / 1e6:.1f} without shift ({listed}); the "
+        f"copy adds {sum(extra.values()) / 1e6:.1f} "
+        f"({', '.join(f'{name} {moved / 1e6:.1f}' for name, moved in extra.items())})"
+    )
+
+
 def train(num_frames, runs, device):
     if device == "cuda" and not torch.cuda.is_available():
         raise Unavailable("torch sees no CUDA device")
-    clip = torch.randn(1, 3, num_frames, SIZE, SIZE, device=device)
-    networks = [
+    clips = 8 if device == "cuda" else 1
+    clip = torch.randn(clips, 3, num_frames, SIZE, SIZE, device=device)
+    ours, plain, naive = (
         network.train().to(device).to(memory_format=torch.channels_last)
         for network in (*pair(), with_naive_shift(pair()[0]))
-    ]
+    )
 
-    def step(network):
+    def step(network, kernels="0"):
+        os.environ["FRAMEFLEX_TRITON"] = kernels
         with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
-            loss = F.cross_entropy(network(clip), torch.zeros(1, dtype=torch.long, device=device))
+            loss = F.cross_entropy(network(clip), torch.zeros(clips, dtype=torch.long, device=device))
         loss.backward()
         network.zero_grad(set_to_none=True)
         if device == "cuda":
             torch.cuda.synchronize()
 
-    times = paired_seconds([lambda network=network: step(network) for network in networks], runs)
-    show(f"{device}, training step, T = {num_frames}", times[:2])
-    show(f"  the same with the shift written naively, T = {num_frames}", times[2:] + times[1:2])
+    calls = [lambda: step(ours), lambda: step(plain), lambda: step(naive)]
+    if device == "cuda":
+        calls.append(lambda: step(ours, "1"))
+    times = paired_seconds(calls, runs, warm_up=3 if device == "cuda" else 1)
+    show(f"{device}, training step, T = {num_frames}, {clips} clips", times[:2])
+    show(f"  the same with the shift written naively, T = {num_frames}", [times[2], times[1]])
+    if device == "cuda":
+        show(f"  the same with FRAMEFLEX_TRITON=1, T = {num_frames}", [times[3], times[1]])
 
 
 def memory(num_frames):

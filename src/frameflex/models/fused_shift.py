@@ -6,13 +6,14 @@ that were tried, with their times.
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FORMS = ("plain", "copy", "products")
+FORMS = ("plain", "copy", "products", "triton")
 # Bytes. C libraries give larger blocks back at once, so that each use faults every page anew; in training the
 # backward pass would copy too.
 _LARGE, _LARGE_IN_TRAINING = 32 << 20, 4 << 20
@@ -50,6 +51,8 @@ def choose_form(x: Tensor, net: nn.Module) -> str:
     ``copy`` does the same arithmetic but keeps no shifted copy for the backward pass. ``products`` makes no copy at
     all: the 1 x 1 convolution becomes matrix products over strided views, on a CPU in float32 or float64 (in half
     precision the partial sums would be rounded), channels-last, where the copy would be large enough to cost more.
+    ``triton`` does the same on a GPU in one kernel; it has not been timed on any, so it runs only where the
+    environment says ``FRAMEFLEX_TRITON=1``.
     """
     if type(net) is not nn.Conv2d or isinstance(net.padding, str) or net.padding_mode != "zeros":
         return "plain"
@@ -57,22 +60,56 @@ def choose_form(x: Tensor, net: nn.Module) -> str:
         return "plain"
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or x.is_meta:
         return "plain"
+    is_product = (
+        net.kernel_size == (1, 1)
+        and (net.stride, net.padding, net.groups) == ((1, 1), (0, 0), 1)
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+    if is_product and x.device.type == "cuda" and _triton_wanted(x.device, _dtype_of_products(x)):
+        return "triton"
     if torch.compiler.is_compiling() and x.device.type != "cpu":
         return "plain"
     if (
-        x.device.type == "cpu"
+        is_product
+        and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
-        and net.kernel_size == (1, 1)
-        and (net.stride, net.padding, net.groups) == ((1, 1), (0, 0), 1)
-        and x.is_contiguous(memory_format=torch.channels_last)
         and x.numel() * x.element_size() > (_LARGE_IN_TRAINING if x.requires_grad else _LARGE)
     ):
         return "products"
     return "copy"
 
 
+def _dtype_of_products(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+@torch.compiler.assume_constant_result
+def _triton_wanted(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether ``FRAMEFLEX_TRITON`` asks for the kernels, and they were compiled for this GPU and type."""
+    asked = os.environ.get("FRAMEFLEX_TRITON", "")
+    if asked not in ("", "0", "1"):
+        raise ValueError(
+            f"FRAMEFLEX_TRITON is {asked!r}; expected 1 for the kernels in Triton, or 0 or nothing"
+        )
+    if asked != "1" or torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    try:
+        import triton  # noqa: F401
+
+        import frameflex.models.triton_shift  # noqa: F401  (now, not while a compiler traces)
+    except ImportError as error:
+        raise ImportError(
+            "FRAMEFLEX_TRITON=1 asks for kernels in Triton, which is not installed; it comes with torch for CUDA on "
+            "Linux (pip install triton). Install it, or unset FRAMEFLEX_TRITON"
+        ) from error
+    if dtype == torch.float32:  # would be multiplied as TF32
+        return torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+    return dtype in (torch.float16, torch.bfloat16)
+
+
 def shifted_conv(x: Tensor, conv: nn.Conv2d, shift: Shift, form: str, gain: Tensor | None = None) -> Tensor:
-    """``conv(gain * shifted(x))`` in the form "copy" or "products".
+    """``conv(gain * shifted(x))`` in the form "copy", "products" or "triton".
 
     Args:
         x: features ``(B * T, C, H, W)``, never written to.
@@ -88,16 +125,27 @@ def shifted_conv(x: Tensor, conv: nn.Conv2d, shift: Shift, form: str, gain: Tens
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        form = form if x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64) else "copy"
+        if form == "products" and (x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.float64)):
+            form = "copy"
     geometry = Geometry(conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
+    if form == "triton" and not _triton_takes(x, weight, shift):
+        form = "copy"
+        if torch.compiler.is_compiling():  # a GPU's compiler fuses the plain form
+            return F.conv2d(PlainShift.apply(x, shift, False), weight, bias, *geometry)
     if (
         torch.compiler.is_compiling()
-    ):  # a CPU: one opaque operator, which the compiler neither breaks on nor rewrites
+    ):  # one opaque operator, which the compiler neither breaks on nor rewrites
         return torch.ops.frameflex.shifted_conv(
             x, weight, bias, *shift, list(geometry.stride), list(geometry.padding), list(geometry.dilation),
             geometry.groups, form,
         )  # fmt: skip
     return _ShiftedConv.apply(x, weight, bias, shift, geometry, form)
+
+
+def _triton_takes(x: Tensor, weight: Tensor, shift: Shift) -> bool:
+    from frameflex.models import triton_shift
+
+    return x.dtype == weight.dtype and triton_shift.supports(weight, shift.fold)
 
 
 # ------------------------------------------------------------------------------------------------ the shift
@@ -186,6 +234,10 @@ def _forward(
 ) -> Tensor:
     if form == "products":
         return _products(x, weight, bias, shift)
+    if form == "triton":
+        from frameflex.models import triton_shift
+
+        return triton_shift.forward(x, weight, bias, shift)
     return F.conv2d(shifted(x, shift), weight, bias, *geometry)
 
 
@@ -202,6 +254,10 @@ def _backward(
     """The gradients that are wanted of x, weight and bias."""
     if form == "products":
         return _products_gradients(grad, x, weight, shift, wanted)
+    if form == "triton":
+        from frameflex.models import triton_shift
+
+        return triton_shift.gradients(grad, x, weight, shift, wanted)
     moved = shifted(x, shift) if wanted[1] else x  # for the gradient of x only its shape counts
     of_x, of_weight, of_bias = _conv_gradients(grad, moved, weight, bias_sizes, geometry, wanted)
     if of_x is not None:
