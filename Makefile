@@ -15,7 +15,7 @@ test: $(VENV)/.installed-dev
 # a signal in the middle of a later test, for a reason that is not known yet.
 test-exports: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev,export]'
-	$(BIN)/pytest tests/test_export.py
+	$(BIN)/pytest tests/test_export.py tests/test_divided.py
 	$(BIN)/pytest tests/test_streaming.py -k export
 
 lint: $(VENV)/.installed-dev

@@ -271,7 +271,7 @@ def main() -> None:
                 name,
                 args.frames,
                 batch,
-                divide=args.runtime == "openvino" and not args.int8,
+                divide=not args.int8,
                 quantised=args.runtime == "openvino" and args.int8,
             )
             path = write(traced, clip, Path(folder) / str(index), runtime=args.runtime, int8=args.int8)

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.data.datasets import ClipDataset, VideoList, collate, end_with_parent, shielded
 from frameflex.data.transforms import EvalTransform, Preprocessing
+from frameflex.deploy.divided import Divided, divide_features
 from frameflex.deploy.exported import (
     RUNNERS,
     ExportedModel,
@@ -54,6 +55,7 @@ OPSETS = (18, 23)  # what torch's exporter writes; before 18 a graph would have 
 TOLERANCE = 1e-3  # of the largest logit; runtimes sum in another order and use other convolutions
 HALF_TOLERANCE = 3e-2  # float16 has 11 bits; a network of 50 layers loses some of them
 _PARITY_BATCHES = (1, 3)
+_BLOCK = 16  # channels that runtimes keep together with AVX-512
 _SUFFIXES = {"onnx": "onnx", "openvino": "xml", "torchexport": "pt2", "torchscript": "pt"}
 
 log = logging.getLogger(__name__)
@@ -156,7 +158,7 @@ def export(
                 pixels=checkpoint.preprocessing if uint8_input else None,
                 crop_size=checkpoint.preprocessing.crop_size,
                 cut=format in ("onnx", "openvino"),
-                divide=format == "openvino" and int8_videos is None,
+                divide=format in ("onnx", "openvino") and int8_videos is None,
                 quantised=format == "openvino" and int8_videos is not None,
             )
             _write_graph(network, folder / name, format=format, half=half, opset=opset)
@@ -299,9 +301,14 @@ class FlatShift(nn.Module):
         self.quantised = False
         self.register_buffer("factor", None if scale is None else scale.view(1, -1, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        fold = shifted_channels(int(x.shape[1]), self.shift_div)
-        ahead, behind, rest = x[:, :fold], x[:, fold : 2 * fold], self._unmoved(x, fold)
+    def forward(self, x: Tensor | Divided) -> Tensor:
+        if isinstance(x, Divided):
+            fold = int(x.moved.shape[1]) // 2
+            x, rest = x.moved, x.rest
+        else:
+            fold = shifted_channels(int(x.shape[1]), self.shift_div)
+            rest = self._unmoved(x, fold)
+        ahead, behind = x[:, :fold], x[:, fold : 2 * fold]
         first, last = self.borders.first[self.time_stride], self.borders.last[self.time_stride]
         if self.borders.alone[self.time_stride]:
             behind = torch.zeros_like(behind)
@@ -335,11 +342,23 @@ class FlatShift(nn.Module):
             return functional.pad(x, (0, 0, 0, 0, -2 * fold, 0))
         return x[:, 2 * fold :]
 
+    @property
+    def num_moved(self) -> int:
+        """How many of the first channels can be divided off: those that move, where runtimes have blocks for them."""
+        moved = self._dividable()
+        return moved if moved % _BLOCK == 0 else 0
+
+    def _dividable(self) -> int:
+        net = self.net
+        plain = (
+            type(net) is nn.Conv2d and net.kernel_size == (1, 1) and net.padding == (0, 0) and net.groups == 1
+        )
+        return 2 * shifted_channels(net.in_channels, self.shift_div) if plain else 0  # type: ignore[arg-type]
+
     def divide(self) -> None:
         """Spare the concatenation of all channels where a plain 1 x 1 convolution follows."""
-        net = self.net
-        if type(net) is nn.Conv2d and net.kernel_size == (1, 1) and net.padding == (0, 0) and net.groups == 1:
-            self.net = _DividedConv(net, 2 * shifted_channels(net.in_channels, self.shift_div))
+        if moved := self._dividable():
+            self.net = _DividedConv(self.net, moved)  # type: ignore[arg-type]
 
 
 class _DividedConv(nn.Module):
@@ -419,8 +438,11 @@ class ExportNetwork(nn.Module):
                     cut and num_frames is not None
                 )  # one frame in all would leave nothing to cut from
                 module.quantised = quantised
-                if divide:
-                    module.divide()
+        if divide:
+            shifts = [module for module in self.modules() if isinstance(module, FlatShift)]
+            divide_features(self, shifts, self.example[:1])
+            for shift in shifts:
+                shift.divide()
 
     def forward(self, clip: Tensor) -> Tensor:
         if self.pixels is None:
@@ -472,7 +494,8 @@ def export_network(
         crop_size: height and width of the example that is traced.
         cut: move channels by one padding, negative where it cuts, instead of slicing and concatenating; fastest in
             ONNX Runtime and OpenVINO. A graph for any T doesn't.
-        divide: 1 x 1 convolutions behind a shift as the sum of two, which is the fastest in OpenVINO's float32.
+        divide: 1 x 1 convolutions behind a shift as the sum of two, of what moves and what stays, in front of which
+            features are two tensors where that can be; fastest in ONNX Runtime and OpenVINO, but for int8.
         quantised: write the shift so that nncf quantises its input once.
     """
     return ExportNetwork(
