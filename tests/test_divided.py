@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from frameflex.data.transforms import Preprocessing
 from frameflex.checkpoint import Checkpoint
+from frameflex.data.transforms import Preprocessing
 from frameflex.deploy.divided import Divided, DividedConv, divide_features
 from frameflex.deploy.export import FlatShift, export, export_network
 from frameflex.models import create_model
@@ -101,7 +101,8 @@ def test_divided_features_act_as_one_tensor():
         (divided + other, a + b),
         (torch.add(divided, other, alpha=2), torch.add(a, b, alpha=2)),
     ):
-        assert isinstance(result, Divided) and torch.equal(result.whole(), expected)
+        assert isinstance(result, Divided)
+        assert torch.equal(result.whole(), expected)
     for result, expected in (
         (divided + b, a + b),
         (b + divided, a + b),

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from frameflex import __version__
+from frameflex.allocator import keep_freed_memory
 from frameflex.cli.options import fail, one_line
 
 VERBS = {  # each is a module of this package with run(argv, console) -> exit status
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from frameflex.console import make_console, show_messages
 
+        keep_freed_memory()
         console = make_console()
         show_messages(console, debug=debug)
         return import_module(f"frameflex.cli.{verb}").run(rest, console)

@@ -8,6 +8,7 @@ docs/performance.md has what that brings.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -92,14 +93,13 @@ class DividedConv(nn.Module):
         )
 
     def forward(self, x: Tensor | Divided) -> Tensor | Divided:
-        if isinstance(x, Divided):
-            inputs = [x.moved, x.rest] if self.reads_two else [x.whole()]
-        else:
-            inputs = [x]
+        if isinstance(x, Divided) and not self.reads_two:
+            x = x.whole()
+        inputs = [x.moved, x.rest] if isinstance(x, Divided) else [x]
         results = []
-        for convs in self.outputs:
+        for convs in self.outputs.children():
             # The larger one first: runtimes add the other to it in place.
-            *first, last = (conv(part) for conv, part in zip(convs, inputs, strict=True))  # type: ignore[arg-type]
+            *first, last = (conv(part) for conv, part in zip(convs.children(), inputs, strict=True))
             results.append(last + first[0] if first else last)
         return Divided(*results) if len(results) == 2 else results[0]
 
@@ -204,13 +204,10 @@ def _halves(channels: int, at: int | None) -> list[slice]:
 
 def _part(conv: nn.Conv2d, inputs: slice, outputs: slice) -> nn.Conv2d:
     """Some input and output channels of a convolution; the bias goes with the last inputs."""
-    biased = conv.bias is not None and inputs.stop == conv.in_channels
-    part = nn.Conv2d(
-        inputs.stop - inputs.start, outputs.stop - outputs.start, conv.kernel_size, conv.stride, conv.padding,
-        conv.dilation, bias=biased, device=conv.weight.device, dtype=conv.weight.dtype,
-    )  # fmt: skip
-    with torch.no_grad():
-        part.weight.copy_(conv.weight[outputs, inputs])
-        if biased:
-            part.bias.copy_(conv.bias[outputs])  # type: ignore[union-attr, index]
-    return part.requires_grad_(False)
+    part = copy.deepcopy(conv).requires_grad_(False)
+    part.in_channels, part.out_channels = inputs.stop - inputs.start, outputs.stop - outputs.start
+    part.weight = nn.Parameter(conv.weight.detach()[outputs, inputs].contiguous(), requires_grad=False)
+    if conv.bias is not None:
+        bias = conv.bias.detach()[outputs].contiguous()
+        part.bias = nn.Parameter(bias, requires_grad=False) if inputs.stop == conv.in_channels else None
+    return part

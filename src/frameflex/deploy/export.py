@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.data.datasets import ClipDataset, VideoList, collate, end_with_parent, shielded
 from frameflex.data.transforms import EvalTransform, Preprocessing
-from frameflex.deploy.divided import Divided, divide_features
+from frameflex.deploy.divided import Divided, DividedConv, divide_features
 from frameflex.deploy.exported import (
     RUNNERS,
     ExportedModel,
@@ -302,12 +302,9 @@ class FlatShift(nn.Module):
         self.register_buffer("factor", None if scale is None else scale.view(1, -1, 1, 1))
 
     def forward(self, x: Tensor | Divided) -> Tensor:
-        if isinstance(x, Divided):
-            fold = int(x.moved.shape[1]) // 2
-            x, rest = x.moved, x.rest
-        else:
-            fold = shifted_channels(int(x.shape[1]), self.shift_div)
-            rest = self._unmoved(x, fold)
+        fold = shifted_channels(int(x.shape[1]), self.shift_div)
+        rest = x.rest if isinstance(x, Divided) else self._unmoved(x, fold)
+        x = x.moved if isinstance(x, Divided) else x
         ahead, behind = x[:, :fold], x[:, fold : 2 * fold]
         first, last = self.borders.first[self.time_stride], self.borders.last[self.time_stride]
         if self.borders.alone[self.time_stride]:
@@ -317,8 +314,8 @@ class FlatShift(nn.Module):
             behind = self._later(x, fold) if first is None else self._later(x, fold) * first
             if not self.causal:
                 ahead = self._earlier(x, fold) if last is None else self._earlier(x, fold) * last
-        if isinstance(self.net, _DividedConv):
-            return self.net(torch.cat([ahead, behind], 1), rest)
+        if isinstance(self.net, DividedConv):
+            return self.net(Divided(torch.cat([ahead, behind], 1), rest))
         moved = torch.cat([ahead, behind, rest], 1)
         return self.net(moved if self.factor is None else moved * self.factor)
 
@@ -358,27 +355,7 @@ class FlatShift(nn.Module):
     def divide(self) -> None:
         """Spare the concatenation of all channels where a plain 1 x 1 convolution follows."""
         if moved := self._dividable():
-            self.net = _DividedConv(self.net, moved)  # type: ignore[arg-type]
-
-
-class _DividedConv(nn.Module):
-    """A 1 x 1 convolution as the sum of two, of the first ``num_moved`` channels and of the rest.
-
-    The runtime adds the second to the first in place, and fuses bias and activation; so only the channels that move
-    are copied.
-    """
-
-    def __init__(self, conv: nn.Conv2d, num_moved: int) -> None:
-        super().__init__()
-        self.moved, self.rest = copy.deepcopy(conv), copy.deepcopy(conv)
-        self.moved.in_channels, self.rest.in_channels = num_moved, conv.in_channels - num_moved
-        weight = conv.weight.detach()
-        self.moved.weight = nn.Parameter(weight[:, :num_moved].contiguous(), requires_grad=False)
-        self.rest.weight = nn.Parameter(weight[:, num_moved:].contiguous(), requires_grad=False)
-        self.moved.bias = None  # the rest's is enough
-
-    def forward(self, moved: Tensor, rest: Tensor) -> Tensor:
-        return self.rest(rest) + self.moved(moved)
+            self.net = DividedConv(self.net, moved, None)  # type: ignore[arg-type]
 
 
 class ExportNetwork(nn.Module):

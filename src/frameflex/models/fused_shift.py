@@ -13,10 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FORMS = ("plain", "copy", "products", "triton")
-# Bytes. C libraries give larger blocks back at once, so that each use faults every page anew; in training the
-# backward pass would copy too.
-_LARGE, _LARGE_IN_TRAINING = 32 << 20, 4 << 20
+FORMS = ("plain", "copy", "triton")
 
 
 class Shift(NamedTuple):
@@ -48,11 +45,9 @@ def choose_form(x: Tensor, net: nn.Module) -> str:
     ``plain`` shifts a copy and calls ``net``: the reference, for all that is no ordinary convolution, where hooks
     want to see the shifted features, where only shapes are wanted, and where a graph is traced for other back ends or
     fused by a GPU's compiler.
-    ``copy`` does the same arithmetic but keeps no shifted copy for the backward pass. ``products`` makes no copy at
-    all: the 1 x 1 convolution becomes matrix products over strided views, on a CPU in float32 or float64 (in half
-    precision the partial sums would be rounded), channels-last, where the copy would be large enough to cost more.
-    ``triton`` does the same on a GPU in one kernel; it has not been timed on any, so it runs only where the
-    environment says ``FRAMEFLEX_TRITON=1``.
+    ``copy`` does the same arithmetic but keeps no shifted copy for the backward pass. ``triton`` makes no copy at
+    all, on a GPU: the kernel of the 1 x 1 convolution reads its input from where the shift has it. It has not been
+    timed on any, so it runs only where the environment says ``FRAMEFLEX_TRITON=1``.
     """
     if type(net) is not nn.Conv2d or isinstance(net.padding, str) or net.padding_mode != "zeros":
         return "plain"
@@ -60,22 +55,16 @@ def choose_form(x: Tensor, net: nn.Module) -> str:
         return "plain"
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or x.is_meta:
         return "plain"
-    is_product = (
-        net.kernel_size == (1, 1)
+    if (
+        x.device.type == "cuda"
+        and net.kernel_size == (1, 1)
         and (net.stride, net.padding, net.groups) == ((1, 1), (0, 0), 1)
         and x.is_contiguous(memory_format=torch.channels_last)
-    )
-    if is_product and x.device.type == "cuda" and _triton_wanted(x.device, _dtype_of_products(x)):
+        and _triton_wanted(x.device, _dtype_of_products(x))
+    ):
         return "triton"
     if torch.compiler.is_compiling() and x.device.type != "cpu":
         return "plain"
-    if (
-        is_product
-        and x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
-        and x.numel() * x.element_size() > (_LARGE_IN_TRAINING if x.requires_grad else _LARGE)
-    ):
-        return "products"
     return "copy"
 
 
@@ -109,7 +98,7 @@ def _triton_wanted(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def shifted_conv(x: Tensor, conv: nn.Conv2d, shift: Shift, form: str, gain: Tensor | None = None) -> Tensor:
-    """``conv(gain * shifted(x))`` in the form "copy", "products" or "triton".
+    """``conv(gain * shifted(x))`` in the form "copy" or "triton".
 
     Args:
         x: features ``(B * T, C, H, W)``, never written to.
@@ -125,8 +114,6 @@ def shifted_conv(x: Tensor, conv: nn.Conv2d, shift: Shift, form: str, gain: Tens
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        if form == "products" and (x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.float64)):
-            form = "copy"
     geometry = Geometry(conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
     if form == "triton" and not _triton_takes(x, weight, shift):
         form = "copy"
@@ -232,8 +219,6 @@ class _ShiftedConv(torch.autograd.Function):
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, shift: Shift, geometry: Geometry, form: str
 ) -> Tensor:
-    if form == "products":
-        return _products(x, weight, bias, shift)
     if form == "triton":
         from frameflex.models import triton_shift
 
@@ -252,8 +237,6 @@ def _backward(
     wanted: list[bool],
 ) -> tuple[Tensor | None, ...]:
     """The gradients that are wanted of x, weight and bias."""
-    if form == "products":
-        return _products_gradients(grad, x, weight, shift, wanted)
     if form == "triton":
         from frameflex.models import triton_shift
 
@@ -277,72 +260,6 @@ def _conv_gradients(
     return torch.ops.aten.convolution_backward(
         grad, x, weight, bias_sizes, stride, padding, dilation, False, [0] * len(stride), groups, wanted
     )
-
-
-def _segments(shift: Shift, num_channels: int) -> list[tuple[slice, int]]:
-    """Channels, and from how many frames later they come: those that stay first."""
-    first, second = slice(0, shift.fold), slice(shift.fold, 2 * shift.fold)
-    rest = slice(2 * shift.fold, num_channels)
-    return [(rest, 0), (first, 0 if shift.causal else 1), (second, -1)]
-
-
-def _rows(x: Tensor) -> Tensor:
-    """The matrix ``(N * H * W, C)`` that channels-last features are in memory; no copy."""
-    return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
-
-
-def _by_step(
-    rows: Tensor, later: Tensor, shift: Shift, step: int, pixels: int
-) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of rows: of ``rows``, and of ``later`` by ``step`` frames of the same clip, clip by clip."""
-    if step == 0:
-        return [(rows, later)]
-    size = shift.num_frames * pixels
-    pairs = zip(rows.split(size), later.split(size), strict=True)
-    if step > 0:
-        return [(a[:-pixels], b[pixels:]) for a, b in pairs]
-    return [(a[pixels:], b[:-pixels]) for a, b in pairs]
-
-
-def _products(x: Tensor, weight: Tensor, bias: Tensor | None, shift: Shift) -> Tensor:
-    num_out, pixels = weight.shape[0], x.shape[2] * x.shape[3]
-    out = torch.empty(
-        (x.shape[0], num_out, *x.shape[2:]), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
-    kernel = weight.flatten(1).t()  # (C, C_out)
-    rows, result = _rows(x), _rows(out)
-    for i, (channels, step) in enumerate(_segments(shift, x.shape[1])):
-        if i == 0:
-            torch.mm(rows[:, channels], kernel[channels], out=result)
-            continue
-        for into, source in _by_step(result, rows[:, channels], shift, step, pixels):
-            into.addmm_(source, kernel[channels])
-    return out if bias is None else out.add_(bias.view(-1, 1, 1))
-
-
-def _products_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, shift: Shift, wanted: list[bool]
-) -> tuple[Tensor | None, ...]:
-    pixels = x.shape[2] * x.shape[3]
-    grad_rows = _rows(grad.contiguous(memory_format=torch.channels_last))
-    kernel = weight.flatten(1)  # (C_out, C)
-    of_x = of_weight = None
-    if wanted[0]:
-        of_x = torch.empty_like(x)
-        of_rows = _rows(of_x)
-        for channels, step in _segments(shift, x.shape[1]):
-            if step:
-                for clip in of_rows[:, channels].split(shift.num_frames * pixels):
-                    (clip[:pixels] if step > 0 else clip[-pixels:]).zero_()
-            for above, into in _by_step(grad_rows, of_rows[:, channels], shift, step, pixels):
-                torch.mm(above, kernel[:, channels], out=into)
-    if wanted[1]:
-        of_kernel = torch.zeros_like(kernel)
-        for channels, step in _segments(shift, x.shape[1]):
-            for above, below in _by_step(grad_rows, _rows(x)[:, channels], shift, step, pixels):
-                of_kernel[:, channels].addmm_(above.t(), below)
-        of_weight = of_kernel.view_as(weight)
-    return of_x, of_weight, grad_rows.sum(0) if wanted[2] else None
 
 
 # ------------------------------------------------------------------------- the same, opaque to a compiler

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from frameflex.models.fused_shift import Shift, _rows
+from frameflex.models.fused_shift import Shift
 
 _SHARED_BYTES = (
     99 << 10
@@ -117,6 +117,11 @@ def gradients(
         )  # fmt: skip
         of_weight = sums.sum(0).to(weight.dtype).view_as(weight)
     return of_x, of_weight, grad_rows.sum(0) if wanted[2] else None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The matrix ``(N * H * W, C)`` that channels-last features are in memory; no copy."""
+    return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
 
 
 def _unit(fold: int) -> int:
