@@ -34,7 +34,13 @@ def add_loading_options(parser: argparse.ArgumentParser, *, batch_size: int = 8,
     parser.add_argument(
         "--batch-size", type=positive, default=batch_size, help=f"videos at once (default: {batch_size})"
     )
-    parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
+    workers = max(0, min(2, (os.cpu_count() or 1) - 2))  # the network needs cores, too
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=workers,
+        help=f"processes that decode; 0: a thread of this one does (default: {workers} on this machine)",
+    )
     if device:
         add_device_option(parser)
 

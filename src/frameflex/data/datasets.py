@@ -18,6 +18,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -601,6 +602,23 @@ def shielded(loader: DataLoader[Any]) -> Iterator[Any]:
         return iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def read_ahead(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Iterate over a loader, the next batch being read while one is used; for work that isn't training.
+
+    By its workers, as `shielded` does, or without any by a thread: decoders let other threads run, and a thread needs
+    no time to start, where a process needs seconds.
+    """
+    if loader.num_workers:
+        yield from shielded(loader)
+        return
+    batches, end = iter(loader), object()
+    with ThreadPoolExecutor(1, thread_name_prefix="read ahead") as pool:
+        coming = pool.submit(next, batches, end)
+        while (batch := coming.result()) is not end:
+            coming = pool.submit(next, batches, end)
+            yield batch
 
 
 def end_with_parent(worker: int) -> None:

@@ -334,6 +334,7 @@ BACKENDS: dict[str, Callable[[TSM, Tensor], Run]] = {
     "eager": _eager,
     "compile": _compiled,
     "onnxruntime": _exported("onnx"),
+    "onnxruntime-int8": _exported("onnx", int8=True),
     "openvino": _exported("openvino"),
     "openvino-int8": _exported("openvino", int8=True),
     "cuda": _cuda,

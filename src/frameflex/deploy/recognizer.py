@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint
-from frameflex.data.datasets import ClipDataset, VideoList, VideoRecord, collate, end_with_parent, shielded
+from frameflex.data.datasets import ClipDataset, VideoList, VideoRecord, collate, end_with_parent, read_ahead
 from frameflex.data.transforms import VIEWS, EvalTransform
 from frameflex.data.video import Source, VideoError, open_video
 from frameflex.deploy.exported import is_export, load_exported
@@ -113,7 +113,7 @@ class Recognizer:
         batch_size: int = 8,
         num_workers: int = 0,
     ) -> Iterator[tuple[Path, list[Prediction] | VideoError]]:
-        """Recognise many files, in batches, decoding ahead in other processes.
+        """Recognise many files, in batches, decoding ahead.
 
         Args:
             videos: files.
@@ -123,7 +123,7 @@ class Recognizer:
             top: as for one video.
             views: as for one video.
             batch_size: videos through the network at once.
-            num_workers: processes that decode.
+            num_workers: processes that decode; with none a thread does, while the network works.
 
         Yields:
             each file with its predictions, in the order given; a file that can't be decoded with its error.
@@ -137,7 +137,7 @@ class Recognizer:
             collate_fn=collate,
             worker_init_fn=end_with_parent,
         )
-        for batch in shielded(loader):
+        for batch in read_ahead(loader):
             answers: dict[int, list[Prediction] | VideoError] = {
                 bad.index: VideoError(bad.reason) for bad in batch.bad
             }

@@ -19,7 +19,7 @@ from frameflex.data.datasets import (
     VideoList,
     collate,
     end_with_parent,
-    shielded,
+    read_ahead,
 )
 from frameflex.data.transforms import EvalTransform
 from frameflex.models import FrameNorm, make_frame_flexible
@@ -113,7 +113,7 @@ def calibrate(
             nn.Module.train(module)
         done, policy = 0, BadVideos(len(videos), on_bad_video)
         with torch.inference_mode(False), torch.no_grad():
-            for batch in shielded(loader):
+            for batch in read_ahead(loader):
                 policy.add(batch.bad)
                 for count in counts if len(batch) else ():
                     model(batch.clips[count].flatten(0, 1).to(device))

@@ -28,7 +28,7 @@ from frameflex.data.datasets import (
     VideoList,
     collate,
     end_with_parent,
-    shielded,
+    read_ahead,
 )
 from frameflex.data.label_sets import LabelSets
 from frameflex.data.transforms import VIEWS, EvalTransform, Preprocessing
@@ -214,7 +214,7 @@ def evaluate(
     num_clips = 0
     try:
         with torch.inference_mode():
-            for batch in shielded(loader):
+            for batch in read_ahead(loader):
                 policy.add(batch.bad)
                 done += len(batch.labels) + len(batch.bad)
                 if len(batch.labels):
