@@ -96,7 +96,7 @@ class Cut(Form):
 
 
 class CutAll(Form):
-    """As `Cut`, the channels that stay by a padding too: nncf then quantises the features once, not three times."""
+    """As `Cut`, the channels that stay by a padding too: they are then quantised once, not three times."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(
@@ -218,7 +218,14 @@ def quantize_onnx(path: Path, clip: Tensor) -> Path:
             return next(self.clips, None)
 
     quantized = path.with_suffix(".int8.onnx")
-    quantization.quantize_static(path, quantized, Reader(), per_channel=True)
+    quantization.quantize_static(
+        path,
+        quantized,
+        Reader(),
+        per_channel=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+    )
     return quantized
 
 
@@ -272,7 +279,7 @@ def main() -> None:
                 args.frames,
                 batch,
                 divide=not args.int8,
-                quantised=args.runtime == "openvino" and args.int8,
+                quantised=args.int8,
             )
             path = write(traced, clip, Path(folder) / str(index), runtime=args.runtime, int8=args.int8)
             runs[name] = runner(path, args.runtime)

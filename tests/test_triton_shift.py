@@ -83,7 +83,7 @@ def interpreted_kernels_equal_the_loop_for_random_shapes():
     from hypothesis import given, settings
     from hypothesis import strategies as st
 
-    @settings(max_examples=40, deadline=None, database=None)
+    @settings(max_examples=15, deadline=None, database=None)
     @given(st.data())
     def run(data):
         dtype = data.draw(st.sampled_from([torch.float32, *HALF]))

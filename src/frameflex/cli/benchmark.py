@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from frameflex.deploy.benchmark import BenchmarkReport
 
 # Named here so that --help needs no torch.
-BACKENDS = ("eager", "compile", "onnxruntime", "openvino", "openvino-int8", "cuda", "cuda-compile")
+BACKENDS = (
+    *("eager", "compile", "onnxruntime", "onnxruntime-int8", "openvino", "openvino-int8"),
+    *("cuda", "cuda-compile"),
+)
 
 
 def run(argv: list[str], console: Any) -> int:

@@ -159,7 +159,7 @@ def export(
                 crop_size=checkpoint.preprocessing.crop_size,
                 cut=format in ("onnx", "openvino"),
                 divide=format in ("onnx", "openvino") and int8_videos is None,
-                quantised=format == "openvino" and int8_videos is not None,
+                quantised=int8_videos is not None,
             )
             _write_graph(network, folder / name, format=format, half=half, opset=opset)
             if int8_videos is not None:
@@ -302,42 +302,46 @@ class FlatShift(nn.Module):
         self.register_buffer("factor", None if scale is None else scale.view(1, -1, 1, 1))
 
     def forward(self, x: Tensor | Divided) -> Tensor:
-        fold = shifted_channels(int(x.shape[1]), self.shift_div)
-        rest = x.rest if isinstance(x, Divided) else self._unmoved(x, fold)
-        x = x.moved if isinstance(x, Divided) else x
-        ahead, behind = x[:, :fold], x[:, fold : 2 * fold]
-        first, last = self.borders.first[self.time_stride], self.borders.last[self.time_stride]
+        num_channels = int(x.shape[1])
+        fold = shifted_channels(num_channels, self.shift_div)
+        first, second = slice(0, fold), slice(fold, 2 * fold)
+        if isinstance(x, Divided):
+            after = before = x.moved
+            rest = x.rest
+        elif self.quantised:
+            # A quantiser stands behind every slice, but in front of a split: so features are quantised once.
+            after, before, rest = x.split([fold, fold, num_channels - 2 * fold], 1)
+            second = first
+        else:
+            after = before = x
+            rest = x[:, 2 * fold :]
+        ahead, behind = after[:, first], before[:, second]
+        not_first, not_last = self.borders.first[self.time_stride], self.borders.last[self.time_stride]
         if self.borders.alone[self.time_stride]:
             behind = torch.zeros_like(behind)
             ahead = ahead if self.causal else behind
         else:
-            behind = self._later(x, fold) if first is None else self._later(x, fold) * first
+            behind = self._later(before, second)
+            behind = behind if not_first is None else behind * not_first
             if not self.causal:
-                ahead = self._earlier(x, fold) if last is None else self._earlier(x, fold) * last
+                ahead = self._earlier(after, first)
+                ahead = ahead if not_last is None else ahead * not_last
         if isinstance(self.net, DividedConv):
             return self.net(Divided(torch.cat([ahead, behind], 1), rest))
         moved = torch.cat([ahead, behind, rest], 1)
         return self.net(moved if self.factor is None else moved * self.factor)
 
-    def _later(self, x: Tensor, fold: int) -> Tensor:
-        """Channels ``[fold, 2 * fold)`` of each frame's predecessor in the batch."""
+    def _later(self, x: Tensor, channels: slice) -> Tensor:
+        """These channels of each frame's predecessor in the batch."""
         if self.pads:  # one operation: negative padding cuts
-            return functional.pad(x, (0, 0, 0, 0, -fold, 2 * fold - int(x.shape[1]), 1, -1))
-        return torch.cat([torch.zeros_like(x[:1, :fold]), x[:-1, fold : 2 * fold]])
+            return functional.pad(x, (0, 0, 0, 0, -channels.start, channels.stop - int(x.shape[1]), 1, -1))
+        return torch.cat([torch.zeros_like(x[:1, channels]), x[:-1, channels]])
 
-    def _earlier(self, x: Tensor, fold: int) -> Tensor:
-        """Channels ``[0, fold)`` of each frame's successor in the batch."""
+    def _earlier(self, x: Tensor, channels: slice) -> Tensor:
+        """These channels of each frame's successor in the batch."""
         if self.pads:
-            return functional.pad(x, (0, 0, 0, 0, 0, fold - int(x.shape[1]), -1, 1))
-        return torch.cat([x[1:, :fold], torch.zeros_like(x[:1, :fold])])
-
-    def _unmoved(self, x: Tensor, fold: int) -> Tensor:
-        """Channels from ``2 * fold`` on."""
-        if self.quantised:
-            # nncf quantises what comes out of a slice, but what goes into a padding: so features are quantised once,
-            # before they are divided, instead of three times after.
-            return functional.pad(x, (0, 0, 0, 0, -2 * fold, 0))
-        return x[:, 2 * fold :]
+            return functional.pad(x, (0, 0, 0, 0, -channels.start, channels.stop - int(x.shape[1]), -1, 1))
+        return torch.cat([x[1:, channels], torch.zeros_like(x[:1, channels])])
 
     @property
     def num_moved(self) -> int:
@@ -473,7 +477,7 @@ def export_network(
             ONNX Runtime and OpenVINO. A graph for any T doesn't.
         divide: 1 x 1 convolutions behind a shift as the sum of two, of what moves and what stays, in front of which
             features are two tensors where that can be; fastest in ONNX Runtime and OpenVINO, but for int8.
-        quantised: write the shift so that nncf quantises its input once.
+        quantised: write the shift so that its input is quantised once.
     """
     return ExportNetwork(
         model,
