@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from frameflex.models.temporal_shift import replace_module
 
@@ -153,7 +154,7 @@ class _Plan(TorchFunctionMode):
         self.out_at: dict[int, int] = {}
         self.divided: list[nn.Module] = []
         self._wanted: list[tuple[nn.Module, frozenset[int]]] = []
-        self._sums: dict[int, tuple[Tensor, frozenset[int]]] = {}  # keeps tensors, so that no id comes twice
+        self._sums = WeakTensorKeyDictionary()  # by identity
         self._hooks = [shift.register_forward_pre_hook(self._see) for shift in shifts]
 
     def __torch_function__(
@@ -170,12 +171,12 @@ class _Plan(TorchFunctionMode):
             found = frozenset({id(args[1])})
         elif name in _ACTIVATIONS or (name in _ADDITIONS and len(sums) == 2 and all(sums)):
             found = frozenset().union(*sums)
-        self._sums[id(result)] = result, found
+        self._sums[result] = found
         return result
 
     def _sum(self, value: Tensor) -> frozenset[int]:
         """The convolutions that a tensor is the sum of; empty where it is anything else."""
-        return self._sums.get(id(value), (value, frozenset()))[1]
+        return self._sums.get(value, frozenset())
 
     def _see(self, shift: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._wanted.append((shift, self._sum(inputs[0])))
@@ -190,7 +191,6 @@ class _Plan(TorchFunctionMode):
             if at and sources and all(self.out_at.get(weight, at) == at for weight in sources):
                 self.out_at |= dict.fromkeys(sources, at)
                 self.divided.append(shift)
-        self._sums.clear()
 
     def division(self, sources: frozenset[int]) -> int | None:
         """Where a sum of these convolutions is divided."""
