@@ -41,6 +41,7 @@ from frameflex.deploy.benchmark import (
 from frameflex.deploy.recognizer import Recognizer
 from frameflex.engine.evaluation import clip_gflops
 from frameflex.models import TSM, TemporalShift
+from frameflex.models.temporal_shift import replace_module
 
 SECTIONS = (
     *(
@@ -310,8 +311,7 @@ class NaiveShift(nn.Module):
 def with_naive_shift(model):
     for name, module in list(model.backbone.named_modules()):
         if isinstance(module, TemporalShift):
-            parent, _, last = name.rpartition(".")
-            setattr(model.backbone.get_submodule(parent), last, NaiveShift(module))
+            replace_module(model.backbone, name, NaiveShift(module))
     return model
 
 

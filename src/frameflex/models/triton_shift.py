@@ -55,13 +55,12 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, shift: Shift) -> Ten
     Returns:
         ``(B * T, C_out, H, W)``, channels-last.
     """
-    num_out, num_in = weight.shape[:2]
-    num_rows, pixels = x.shape[0] * x.shape[2] * x.shape[3], x.shape[2] * x.shape[3]
+    num_out, num_rows = weight.shape[0], x.shape[0] * x.shape[2] * x.shape[3]
     out = torch.empty(
         (x.shape[0], num_out, *x.shape[2:]), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
     )
     unit = _unit(shift.fold)
-    sizes = (num_rows, num_in, num_out, pixels, shift.num_frames, shift.fold // unit, num_rows.bit_length())
+    sizes = _sizes(x, weight, shift, unit)
     _launch(
         _forward_kernel, lambda meta: (_tiles(num_rows, num_out, meta),),
         _rows(x), weight.flatten(1).contiguous(), bias, out, *sizes, UNIT=unit, CAUSAL=shift.causal,
@@ -78,21 +77,13 @@ def gradients(
     `torch.use_deterministic_algorithms` chooses them without timing.
     """
     num_out, num_in = weight.shape[:2]
-    num_rows, pixels = x.shape[0] * x.shape[2] * x.shape[3], x.shape[2] * x.shape[3]
+    num_rows = x.shape[0] * x.shape[2] * x.shape[3]
     grad_rows = _rows(grad.contiguous(memory_format=torch.channels_last))
     of_x = of_weight = None
     if wanted[0]:
         of_x = torch.empty_like(x)
         unit = _VECTOR_BYTES // x.element_size()
-        sizes = (
-            num_rows,
-            num_in,
-            num_out,
-            pixels,
-            shift.num_frames,
-            shift.fold // unit,
-            num_rows.bit_length(),
-        )
+        sizes = _sizes(x, weight, shift, unit)
         _launch(
             _input_gradient_kernel, lambda meta: (_tiles(num_rows, num_in, meta),),
             grad_rows, weight.flatten(1).contiguous(), of_x, *sizes, UNIT=unit, CAUSAL=shift.causal,
@@ -102,15 +93,7 @@ def gradients(
         part = max(1, _cdiv(num_rows, num_parts * 128)) * 128  # rows, whole tiles
         sums = x.new_empty((_cdiv(num_rows, part), num_out, num_in), dtype=torch.float32)
         unit = _unit(shift.fold)
-        sizes = (
-            num_rows,
-            num_in,
-            num_out,
-            pixels,
-            shift.num_frames,
-            shift.fold // unit,
-            num_rows.bit_length(),
-        )
+        sizes = _sizes(x, weight, shift, unit)
         _launch(
             _weight_gradient_kernel, lambda meta: (_tiles(num_out, num_in, meta) * len(sums),),
             grad_rows, _rows(x), sums, *sizes, part, UNIT=unit, CAUSAL=shift.causal,
@@ -122,6 +105,14 @@ def gradients(
 def _rows(x: Tensor) -> Tensor:
     """The matrix ``(N * H * W, C)`` that channels-last features are in memory; no copy."""
     return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
+
+
+def _sizes(x: Tensor, weight: Tensor, shift: Shift, unit: int) -> tuple[int, ...]:
+    """What every kernel is told: rows, widths, pixels of a frame, T, fold in units, magnitude of the rows."""
+    num_out, num_in = weight.shape[:2]
+    pixels = x.shape[2] * x.shape[3]
+    num_rows = x.shape[0] * pixels
+    return num_rows, num_in, num_out, pixels, shift.num_frames, shift.fold // unit, num_rows.bit_length()
 
 
 def _unit(fold: int) -> int:
