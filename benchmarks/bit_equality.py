@@ -4,7 +4,8 @@ Everything goes through the command line, so that a change of modules cannot tou
 three code bases is drawn by rule, converted and asked for its answers to rendered videos; a frame-flexible network is
 trained for 20 seeded steps. Prints SHA-256 digests of every probability and every loss, bit for bit.
 
-    python benchmarks/bit_equality.py > before.txt; git switch …; python benchmarks/bit_equality.py | diff before.txt -
+    python benchmarks/bit_equality.py > before.txt
+    python benchmarks/bit_equality.py | diff before.txt -  # after the change
 
 `--golden DIR` names the reference files of the code bases (`keys` and shapes); without it only the training is run.
 """
@@ -27,13 +28,17 @@ EPOCHS = 4  # of 5 steps each
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--golden", type=Path, help="folder of reference files (*.json with keys)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run("data", "render", folder / "motion", "--videos", VIDEOS, "--size", 64, "--seed", 3)
-        videos = sorted((folder / "motion").rglob("*.mp4"))[:4] or sorted((folder / "motion").rglob("*.webm"))[:4]
+        videos = (
+            sorted((folder / "motion").rglob("*.mp4"))[:4] or sorted((folder / "motion").rglob("*.webm"))[:4]
+        )
         for reference in sorted(arguments.golden.glob("*.json")) if arguments.golden else []:
             show(reference.stem, converted_answers(reference, folder, videos))
         show("training", losses(folder))
@@ -75,7 +80,9 @@ def drawn(keys: dict[str, list[int]]) -> dict[str, torch.Tensor]:
 
 def answers(checkpoint: Path, videos: list[Path]) -> str:
     """All probabilities of a few videos, as `predict --json` writes them: Python's shortest exact decimals."""
-    lines = run("predict", checkpoint, *videos, "--json", "--top", 1000, "--frames", 8, "--workers", 0).splitlines()
+    lines = run(
+        "predict", checkpoint, *videos, "--json", "--top", 1000, "--frames", 8, "--workers", 0
+    ).splitlines()
     keys = ("predictions", "num_frames")
     return json.dumps([[json.loads(line).get(key) for key in keys] for line in lines])
 

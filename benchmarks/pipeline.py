@@ -24,8 +24,8 @@ import torch
 from frameflex.data.datasets import ClipDataset, VideoList, load_split
 from frameflex.data.sampling import eval_indices
 from frameflex.data.transforms import EvalTransform, Preprocessing
-from frameflex.data.video import open_video
 from frameflex.models import create_model
+from frameflex.video.reader import open_video
 
 COUNTS = (4, 8, 16)
 

@@ -21,7 +21,7 @@ import av
 import torch
 
 from frameflex.data.datasets import ClipDataset, VideoList, load_split, survey
-from frameflex.data.prepare import Encoding, prepare
+from frameflex.data.preparing import Encoding, prepare
 from frameflex.data.transforms import Preprocessing, TrainTransform
 
 COUNTS = (4, 8, 16)

@@ -26,8 +26,8 @@ import torch
 
 from frameflex.checkpoint import load_checkpoint
 from frameflex.cli import main as frameflex_main
-from frameflex.data.motion import render
 from frameflex.engine.recipe import Clip, Data, Model, Recipe, Training
+from frameflex.motion.rendering import render
 
 NEVER_COMPARED = ("time", "clips_per_second", "seconds_left", "waiting", "results")  # clocks; see compare()
 

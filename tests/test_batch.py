@@ -14,10 +14,10 @@ from frameflex.checkpoint import Checkpoint, save_checkpoint
 from frameflex.cli import main
 from frameflex.data.manifest import read_manifest
 from frameflex.data.transforms import Preprocessing
-from frameflex.data.video import VideoError
 from frameflex.deploy.batch import BatchOptions, digest_of, predict_manifest, read_parts
 from frameflex.deploy.recognizer import Recognizer
 from frameflex.models import create_model
+from frameflex.video.reader import VideoError
 
 NUM_VIDEOS = 14
 

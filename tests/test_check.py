@@ -15,12 +15,12 @@ import pytest
 from helpers import bar_folder, moving_bar, write_video
 
 from frameflex.cli import main
-from frameflex.data import check as checking
-from frameflex.data.check import check
+from frameflex.data import checking
+from frameflex.data.checking import check
 from frameflex.data.datasets import load_videos, survey
-from frameflex.data.isolated import Lost, run_isolated
 from frameflex.data.journal import Journal
 from frameflex.data.quarantine import read_quarantine, write_quarantine
+from frameflex.video.isolated import Lost, run_isolated
 
 CLIPS = Path(__file__).parents[1] / ".." / "shared" / "clips"
 

@@ -25,7 +25,7 @@ from frameflex.data.datasets import (
 )
 from frameflex.data.sampling import eval_indices
 from frameflex.data.transforms import EvalTransform, Preprocessing, TrainTransform, exchange_directions
-from frameflex.data.video import VideoError
+from frameflex.video.reader import VideoError
 
 RAW = Preprocessing(short_side=32, crop_size=32, mean=(0, 0, 0), std=(1, 1, 1))
 FPS = 10

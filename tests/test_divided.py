@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from frameflex.checkpoint import Checkpoint
 from frameflex.data.transforms import Preprocessing
-from frameflex.deploy.divided import Divided, DividedConv, divide_features
-from frameflex.deploy.export import FlatShift, export, export_network
+from frameflex.export.divided import Divided, DividedConv, divide_features
+from frameflex.export.exporting import FlatShift, export, export_network
 from frameflex.models import create_model
 
 BOTTLENECKS = {

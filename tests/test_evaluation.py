@@ -11,11 +11,11 @@ from helpers import bar_folder, tiny_recipe
 from frameflex import report
 from frameflex.checkpoint import CheckpointError, load_checkpoint
 from frameflex.data.datasets import load_split
-from frameflex.data.video import VideoError
 from frameflex.deploy.recognizer import Recognizer
 from frameflex.engine.evaluation import Evaluation, clip_gflops, evaluate, load_networks
 from frameflex.engine.training import Watcher, train
 from frameflex.models import TSMResNet50
+from frameflex.video.reader import VideoError
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frameflex.deploy.events import (
+from frameflex.deploy.long_videos.events import (
     Event,
     EventDetector,
     Segment,

@@ -13,9 +13,10 @@ from frameflex.checkpoint import Checkpoint, save_checkpoint
 from frameflex.cli import main
 from frameflex.data.datasets import VideoList, VideoRecord, load_videos
 from frameflex.data.transforms import Preprocessing
-from frameflex.deploy import export as exporting
-from frameflex.deploy.export import FORMATS, export, export_network
-from frameflex.deploy.exported import (
+from frameflex.deploy.recognizer import Recognizer
+from frameflex.export import exporting
+from frameflex.export.exporting import FORMATS, export, export_network
+from frameflex.export.running import (
     ExportError,
     from_pixels,
     load_exported,
@@ -23,7 +24,6 @@ from frameflex.deploy.exported import (
     to_pixels,
     write_manifest,
 )
-from frameflex.deploy.recognizer import Recognizer
 from frameflex.models import create_model
 
 CLASSES = ["going left", "going right", "standing"]

@@ -27,9 +27,9 @@ from frameflex.data.manifest import read_manifest
 from frameflex.data.quarantine import read_quarantine
 from frameflex.data.shards import ShardError, read_index
 from frameflex.data.transforms import Preprocessing
-from frameflex.data.video import Limits, VideoError, open_video
 from frameflex.engine.recipe import RecipeError, check_keys, read_yaml
 from frameflex.models import create_model
+from frameflex.video.reader import Limits, VideoError, open_video
 
 OURS = (VideoError, CheckpointError, RecipeError, ShardError, ValueError, FileNotFoundError)
 FUZZ = settings(

@@ -8,8 +8,8 @@ import av
 import numpy as np
 import pytest
 
-from frameflex.data import motion
-from frameflex.data.motion import CLASSES, VIDEO_FOLDER, render, render_frames
+from frameflex.motion import rendering as motion
+from frameflex.motion.rendering import CLASSES, VIDEO_FOLDER, render, render_frames
 
 SIZE = 32
 REVERSED = [i for i, c in enumerate(CLASSES) if c.order == "forward"]

@@ -13,11 +13,11 @@ import torch
 from helpers import bar_folder, moving_bar, write_video
 
 from frameflex.cli import main
-from frameflex.data import prepare as preparing
+from frameflex.data import preparing
 from frameflex.data.datasets import load_videos, survey
-from frameflex.data.prepare import Encoding, prepare
+from frameflex.data.preparing import Encoding, prepare
 from frameflex.data.shards import ShardError
-from frameflex.data.video import VideoError, open_video
+from frameflex.video.reader import VideoError, open_video
 
 
 def content(folder):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from frameflex.cli import main
 from frameflex.data.datasets import ClipDataset, collate, load_split, load_videos, survey
-from frameflex.data.prepare import Encoding, prepare
+from frameflex.data.preparing import Encoding, prepare
 from frameflex.data.shards import (
     ShardError,
     ShardMember,
@@ -25,7 +25,7 @@ from frameflex.data.shards import (
     unpack_member,
 )
 from frameflex.data.transforms import EvalTransform, Preprocessing, TrainTransform
-from frameflex.data.video import VideoError
+from frameflex.video.reader import VideoError
 
 PIXELS = Preprocessing(short_side=32, crop_size=32)
 

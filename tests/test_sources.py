@@ -12,9 +12,9 @@ import pytest
 import torch
 from helpers import write_video
 
-from frameflex.data.sequential import Damage, SequentialReader, TimedFrame
-from frameflex.data.video import VideoError, open_video
-from frameflex.deploy.sources import LiveFrame, LiveSource, Notice, running, source_kind
+from frameflex.deploy.live.sources import LiveFrame, LiveSource, Notice, running, source_kind
+from frameflex.video.reader import VideoError, open_video
+from frameflex.video.sequential import Damage, SequentialReader, TimedFrame
 
 
 def numbered(count, *, size=(48, 64), first=0):

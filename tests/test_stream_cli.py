@@ -17,9 +17,9 @@ from test_sources import serving
 from frameflex.checkpoint import Checkpoint, save_checkpoint
 from frameflex.cli import main
 from frameflex.data.transforms import Preprocessing
-from frameflex.data.video import open_video
-from frameflex.deploy.streaming import StreamingRecognizer
+from frameflex.deploy.live.streaming import StreamingRecognizer
 from frameflex.models.tsm import TSM
+from frameflex.video.reader import open_video
 
 PIXELS = Preprocessing(short_side=32, crop_size=32)
 

@@ -17,11 +17,11 @@ from torch import nn
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from frameflex.data.transforms import EvalTransform, Preprocessing
-from frameflex.data.video import open_video
+from frameflex.deploy.live.streaming import StreamingRecognizer
 from frameflex.deploy.recognizer import Recognizer
-from frameflex.deploy.streaming import StreamingRecognizer
 from frameflex.engine.training import build_model
 from frameflex.models import CausalStep, create_model
+from frameflex.video.reader import open_video
 
 SIZE = 32
 CLASSES = ["left", "right", "nothing"]
@@ -537,7 +537,7 @@ def test_nothing_grows_over_a_hundred_thousand_frames():
 def test_the_exported_step_equals_the_offline_model(format, tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime" if format == "onnx" else "openvino")
-    from frameflex.deploy.step_export import export_step, open_step
+    from frameflex.export.step import export_step, open_step
 
     model = causal(frame_counts=(2, 4))
     manifest = export_step(
@@ -559,7 +559,7 @@ def test_the_exported_step_equals_the_offline_model(format, tmp_path):
 def test_an_exported_step_that_differs_is_not_kept(tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    from frameflex.deploy import step_export
+    from frameflex.export import step as step_export
 
     real = step_export.open_step
 

@@ -15,7 +15,6 @@ import yaml
 from helpers import bar_folder, moving_bar, tiny_recipe, write_video
 
 from frameflex.checkpoint import CheckpointError, load_checkpoint, remove_leftovers
-from frameflex.data.video import VideoError
 from frameflex.engine.loading import EpochBatches, LoaderClock
 from frameflex.engine.memory import saved_for_backward
 from frameflex.engine.optimization import build_optimizer, learning_rate_factor, parameter_groups
@@ -23,6 +22,7 @@ from frameflex.engine.recipe import RecipeError
 from frameflex.engine.run_folder import cut_log
 from frameflex.engine.training import Interrupted, Watcher, hold_out, train
 from frameflex.models import TSM
+from frameflex.video.reader import VideoError
 
 
 @pytest.fixture(scope="module")
@@ -498,7 +498,7 @@ def test_leftovers_of_dead_writers_are_removed_and_those_of_living_ones_are_not(
     writer = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    from frameflex.checkpoint import _writer
+    from frameflex.checkpoint.format import _writer
 
     files = {name: tmp_path / f".last.safetensors.{name}.tmp" for name in (
         f"{_writer()}.{dead.pid}", f"{_writer()}.{writer.pid}", "elsewhere.1", "elsewhere.2"

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from frameflex.data import video
-from frameflex.data.video import VideoError, open_video
+from frameflex.video import reader as video
+from frameflex.video.reader import VideoError, open_video
 
 BLOCK = 16
 HEIGHT, WIDTH = 2 * BLOCK, 4 * BLOCK
@@ -621,7 +621,7 @@ def test_reading_16_frames_of_a_long_video_does_not_hold_it_all(tmp_path):
         container.mux(stream.encode(None))
     script = f"""
 import resource, torch
-from frameflex.data.video import open_video
+from frameflex.video.reader import open_video
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with open_video({str(path)!r}, decoder="pyav") as reader:
     reader.frames([0])

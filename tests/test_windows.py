@@ -11,13 +11,13 @@ from helpers import moving_bar, write_video
 from frameflex.checkpoint import Checkpoint, save_checkpoint
 from frameflex.cli import main
 from frameflex.data.transforms import Preprocessing
-from frameflex.data.video import VideoError, open_video
-from frameflex.deploy import windows as windows_module
-from frameflex.deploy.drawing import VideoWriter, draw_label, plot_timeline
-from frameflex.deploy.events import Event, Segment
+from frameflex.deploy.long_videos import windows as windows_module
+from frameflex.deploy.long_videos.drawing import VideoWriter, draw_label, plot_timeline
+from frameflex.deploy.long_videos.events import Event, Segment
+from frameflex.deploy.long_videos.windows import LongVideo
 from frameflex.deploy.recognizer import Recognizer
-from frameflex.deploy.windows import LongVideo
 from frameflex.models.tsm import TSM
+from frameflex.video.reader import VideoError, open_video
 
 
 def tiny_checkpoint(**values):

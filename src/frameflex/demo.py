@@ -14,11 +14,11 @@ from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.cli.train import parse_recipe
 from frameflex.console import leave_cores_to_workers, progress, training_progress
 from frameflex.data.datasets import VideoList, load_split
-from frameflex.data.motion import render
 from frameflex.deploy.recognizer import Recognizer
 from frameflex.engine.evaluation import Evaluation, evaluate
 from frameflex.engine.recipe import Recipe
 from frameflex.engine.training import train
+from frameflex.motion.rendering import render
 
 VIDEOS = 1200
 QUICK_VIDEOS, QUICK_EPOCHS, QUICK_COUNTS = 480, 10, (2, 4, 8)

@@ -67,7 +67,7 @@ def _data_check(argv: list[str], console: Any) -> int:
 
     from frameflex import report
     from frameflex.console import progress
-    from frameflex.data.check import KINDS, check
+    from frameflex.data.checking import KINDS, check
     from frameflex.data.datasets import survey
     from frameflex.data.quarantine import write_quarantine
 
@@ -147,7 +147,7 @@ def _data_prepare(argv: list[str], console: Any) -> int:
     args = parser.parse_args(argv)
     from frameflex.console import progress
     from frameflex.data.datasets import survey
-    from frameflex.data.prepare import Encoding, prepare
+    from frameflex.data.preparing import Encoding, prepare
 
     encoding = Encoding(args.format, args.short_side, args.key_every, args.quality)
     data = survey(args.data, split=args.split, video_dir=args.video_dir, quarantine=args.quarantine)
@@ -196,7 +196,7 @@ def _data_render(argv: list[str], console: Any) -> int:
     )
     args = parser.parse_args(argv)
     from frameflex.console import progress
-    from frameflex.data.motion import render
+    from frameflex.motion.rendering import render
 
     with progress(console, "rendering") as on_progress:
         path = render(

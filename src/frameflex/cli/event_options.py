@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from frameflex.deploy.events import EventDetector
+    from frameflex.deploy.long_videos.events import EventDetector
 
 _UNITS = {"": 1.0, "s": 1.0, "ms": 1e-3, "m": 60.0, "min": 60.0, "h": 3600.0}
 
@@ -56,7 +56,7 @@ def add_event_options(parser: argparse._ActionsContainer) -> None:
 
 def detector_of(args: argparse.Namespace, class_names: Sequence[str]) -> EventDetector:
     """The detector that the options ask for; errors as in `EventDetector`."""
-    from frameflex.deploy.events import EventDetector
+    from frameflex.deploy.long_videos.events import EventDetector
 
     nothing = args.nothing
     if nothing is None and "nothing" in class_names:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from frameflex.cli.event_options import add_event_options, detector_of, seconds
 
 if TYPE_CHECKING:
-    from frameflex.deploy.events import Event, Segment
+    from frameflex.deploy.long_videos.events import Event, Segment
+    from frameflex.deploy.long_videos.windows import LongVideo
     from frameflex.deploy.recognizer import Recognizer
-    from frameflex.deploy.windows import LongVideo
 
 _FORMATS = ("json", "csv", "srt")  # named here so that --help needs no torch
 _NEED_WINDOW = (
@@ -68,9 +68,9 @@ def recognize_long(
     args: argparse.Namespace, recognizer: Recognizer, files: Sequence[Path], console: Any
 ) -> int:
     """Recognise each file in windows; returns the exit status."""
-    from frameflex.data.video import VideoError
-    from frameflex.deploy.drawing import check_video_name
-    from frameflex.deploy.events import event_format
+    from frameflex.deploy.long_videos.drawing import check_video_name
+    from frameflex.deploy.long_videos.events import event_format
+    from frameflex.video.reader import VideoError
 
     detector_of(args, recognizer.checkpoint.class_names)  # says early what can't work
     suffix = f".{args.format}" if args.format else ".json"
@@ -118,9 +118,9 @@ def _recognize_one(
 ) -> bool:
     """Whether nothing of the video was missing."""
     from frameflex.console import progress
-    from frameflex.deploy.drawing import clock, plot_timeline
-    from frameflex.deploy.events import Segment, detect_events, merge_windows, write_events
-    from frameflex.deploy.windows import LongVideo
+    from frameflex.deploy.long_videos.drawing import clock, plot_timeline
+    from frameflex.deploy.long_videos.events import Segment, detect_events, merge_windows, write_events
+    from frameflex.deploy.long_videos.windows import LongVideo
 
     names = recognizer.checkpoint.class_names
     events: list[Event] = []
@@ -199,8 +199,8 @@ def _recognize_one(
 
 def _annotate(file: Path, target: Path, events: Sequence[Event]) -> Iterator[float]:
     """Write the labelled video in a second pass, now that the events are known; yields the seconds done."""
-    from frameflex.deploy.drawing import VideoWriter, clock, draw_label, label_of
-    from frameflex.deploy.windows import ForwardVideo
+    from frameflex.deploy.long_videos.drawing import VideoWriter, clock, draw_label, label_of
+    from frameflex.deploy.long_videos.windows import ForwardVideo
 
     waiting = iter(events)
     event = next(waiting, None)

@@ -141,7 +141,7 @@ def one_line(error: Exception) -> str:
     """The message of an error that we raise ourselves; of any other also its kind, and how to see more."""
     from frameflex.checkpoint import CheckpointError
     from frameflex.data.shards import ShardError
-    from frameflex.data.video import VideoError
+    from frameflex.video.reader import VideoError
 
     message = " ".join(str(error).split())
     if isinstance(

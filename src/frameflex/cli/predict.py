@@ -63,8 +63,8 @@ def run(argv: list[str], console: Any) -> int:
     from frameflex.console import progress
     from frameflex.data.datasets import find_video_files
     from frameflex.data.quarantine import quarantined_files
-    from frameflex.data.video import VideoError
     from frameflex.deploy.recognizer import Recognizer
+    from frameflex.video.reader import VideoError
 
     recognizer = Recognizer.from_checkpoint(args.checkpoint, device=args.device)
     files, left_out = quarantined_files(find_video_files(args.videos), args.quarantine)

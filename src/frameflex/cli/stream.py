@@ -16,9 +16,9 @@ from frameflex.cli.event_options import add_event_options, detector_of, seconds
 from frameflex.cli.options import parser_of, positive
 
 if TYPE_CHECKING:
-    from frameflex.deploy.events import Event
-    from frameflex.deploy.sources import LiveFrame, LiveSource, Notice
-    from frameflex.deploy.streaming import StreamingRecognizer, StreamPrediction
+    from frameflex.deploy.live.sources import LiveFrame, LiveSource, Notice
+    from frameflex.deploy.live.streaming import StreamingRecognizer, StreamPrediction
+    from frameflex.deploy.long_videos.events import Event
 
 _CONSENSUS = ("mean", "exponential", "window", "last")  # named here so that --help needs no torch
 
@@ -102,8 +102,8 @@ def run(argv: list[str], console: Any) -> int:
     import torch
 
     from frameflex.checkpoint import load_checkpoint
-    from frameflex.deploy.sources import LiveSource, running
-    from frameflex.deploy.streaming import StreamingRecognizer, stride_of_training
+    from frameflex.deploy.live.sources import LiveSource, running
+    from frameflex.deploy.live.streaming import StreamingRecognizer, stride_of_training
 
     saved = _saved_names(args.save, len(args.sources))
     checkpoint = load_checkpoint(args.checkpoint)
@@ -279,7 +279,7 @@ class _Pictures:
         self._stack = contextlib.ExitStack()
 
     def add(self, number: int, image: Any, at: float, event: Event | None, fps: float) -> None:
-        from frameflex.deploy.drawing import VideoWriter, clock, draw_label, label_of
+        from frameflex.deploy.long_videos.drawing import VideoWriter, clock, draw_label, label_of
 
         path = self._saved[number]
         if path is None and self._window is None:
@@ -371,7 +371,7 @@ def _saved_names(path: Path | None, number: int) -> list[Path | None]:
     if path is None:
         return [None] * number
     from frameflex.cli.long_videos import check_writable
-    from frameflex.deploy.drawing import check_video_name
+    from frameflex.deploy.long_videos.drawing import check_video_name
 
     check_video_name(path)
     check_writable(path)

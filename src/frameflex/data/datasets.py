@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .quarantine import in_quarantine, read_quarantine
-from .sampling import dense_indices, eval_indices, train_indices
-from .shards import ShardMember, is_shards, pack_member, read_index, unpack_member
-from .video import Decoder, VideoError, VideoReader, open_video
+from frameflex.data.quarantine import in_quarantine, read_quarantine
+from frameflex.data.sampling import dense_indices, eval_indices, train_indices
+from frameflex.data.shards import ShardMember, is_shards, pack_member, read_index, unpack_member
+from frameflex.video.reader import Decoder, VideoError, VideoReader, open_video
 
 __all__ = [
     "BadVideo",

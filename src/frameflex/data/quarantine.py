@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .journal import write_whole
+from frameflex.data.journal import write_whole
 
 __all__ = ["in_quarantine", "quarantined_files", "read_quarantine", "write_quarantine"]
 

@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .video import VideoError, open_video
+from frameflex.video.reader import VideoError, open_video
 
 if TYPE_CHECKING:
-    from .datasets import BadVideo, ClipDataset, Sample
+    from frameflex.data.datasets import BadVideo, ClipDataset, Sample
 
 __all__ = [
     "Shard",

@@ -22,8 +22,8 @@ from frameflex.checkpoint import fetch
 from frameflex.data.journal import write_whole
 from frameflex.data.manifest import ManifestRow, read_manifest
 from frameflex.data.quarantine import in_quarantine
-from frameflex.data.video import VideoError
 from frameflex.deploy.recognizer import Prediction, Recognizer
+from frameflex.video.reader import VideoError
 
 __all__ = ["BatchOptions", "BatchReport", "digest_of", "predict_manifest", "read_parts"]
 

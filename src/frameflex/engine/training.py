@@ -38,7 +38,6 @@ from frameflex.data.datasets import (
 from frameflex.data.label_sets import LabelSets, split_label_sets, with_nothing
 from frameflex.data.quarantine import quarantined_files
 from frameflex.data.transforms import Preprocessing, describe_directions
-from frameflex.data.video import VideoError
 from frameflex.engine.evaluation import Evaluation, evaluate
 from frameflex.engine.finetuning import (
     class_targets,
@@ -54,6 +53,7 @@ from frameflex.engine.recipe import DEFAULT_BACKBONE, Data, Recipe, RecipeError
 from frameflex.engine.run_folder import RunFolder, RunLog
 from frameflex.models import TSM, create_model, make_frame_flexible
 from frameflex.models.synced_norm import Synced, sync_norms
+from frameflex.video.reader import VideoError
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-from frameflex.data.check import Checked
+from frameflex.data.checking import Checked
 from frameflex.engine.adaptive import AdaptivePoint, AdaptiveReport
 from frameflex.engine.evaluation import Evaluation
 

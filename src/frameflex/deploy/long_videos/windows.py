@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from frameflex.data.datasets import ClipDataset, select_views
-from frameflex.data.sequential import Damage, SequentialReader, SourceLost, TimedFrame
 from frameflex.data.transforms import EvalTransform
-from frameflex.data.video import VideoError
-from frameflex.deploy.events import Segment
+from frameflex.deploy.long_videos.events import Segment
 from frameflex.deploy.recognizer import Recognizer
+from frameflex.video.reader import VideoError
+from frameflex.video.sequential import Damage, SequentialReader, SourceLost, TimedFrame
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -17,7 +17,7 @@ from torch import Tensor
 from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.data.sampling import eval_indices
 from frameflex.data.transforms import EvalTransform
-from frameflex.deploy.events import Event, EventDetector
+from frameflex.deploy.long_videos.events import Event, EventDetector
 from frameflex.deploy.recognizer import Prediction, best_device
 from frameflex.models.causal import CausalStep, State
 

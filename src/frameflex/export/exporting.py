@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader
 from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.data.datasets import ClipDataset, VideoList, collate, end_with_parent, shielded
 from frameflex.data.transforms import EvalTransform, Preprocessing
-from frameflex.deploy.divided import Divided, DividedConv, divide_features
-from frameflex.deploy.exported import (
+from frameflex.export.divided import Divided, DividedConv, divide_features
+from frameflex.export.running import (
     RUNNERS,
     ExportedModel,
     ExportError,

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frameflex.data.sequential import Damage, SequentialReader, SourceLost, TimedFrame
-from frameflex.data.video import VideoError
+from frameflex.video.reader import VideoError
+from frameflex.video.sequential import Damage, SequentialReader, SourceLost, TimedFrame
 
 _SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp", "rtmps", "udp", "rtp", "tcp", "srt")
 _PROTOCOLS = "http,https,tls,tcp,udp,rtp,rtsp,rtsps,srtp,rtmp,rtmps,srt,crypto,httpproxy"  # never files

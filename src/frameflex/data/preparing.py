@@ -25,11 +25,10 @@ import torch
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
-from .check import file_state, reason_of
-from .datasets import BadVideo, BadVideos, Survey, VideoRecord, stretch_of
-from .isolated import Lost, run_isolated
-from .journal import Journal, write_whole
-from .shards import (
+from frameflex.data.checking import file_state, reason_of
+from frameflex.data.datasets import BadVideo, BadVideos, Survey, VideoRecord, stretch_of
+from frameflex.data.journal import Journal, write_whole
+from frameflex.data.shards import (
     INDEX_NAME,
     MAX_MEMBER_BYTES,
     Shard,
@@ -38,7 +37,8 @@ from .shards import (
     ShardVideo,
     write_tar,
 )
-from .video import VideoError, VideoReader, open_video
+from frameflex.video.isolated import Lost, run_isolated
+from frameflex.video.reader import VideoError, VideoReader, open_video
 
 __all__ = ["FORMATS", "Encoding", "prepare"]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint
-from frameflex.deploy.exported import ExportError, describe, needed, write_manifest
+from frameflex.export.running import ExportError, describe, needed, write_manifest
 from frameflex.models.causal import CausalStep
 
 STEP_FORMATS = {"onnx": "step.onnx", "openvino": "step.xml"}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frameflex.deploy.events import Event, Segment, new_file
+from frameflex.deploy.long_videos.events import Event, Segment, new_file
 
 _MOST_ROWS = 16
 """Classes in a timeline: more can't be read."""

@@ -18,11 +18,11 @@ from typing import Any, BinaryIO
 import av
 import av.error
 
-from .datasets import Survey, VideoRecord, stretch_of
-from .isolated import Lost, run_isolated
-from .journal import Journal
-from .shards import ShardError, ShardMember
-from .video import ADVICE, NoFrames, NoVideoStream, VideoError
+from frameflex.data.datasets import Survey, VideoRecord, stretch_of
+from frameflex.data.journal import Journal
+from frameflex.data.shards import ShardError, ShardMember
+from frameflex.video.isolated import Lost, run_isolated
+from frameflex.video.reader import ADVICE, NoFrames, NoVideoStream, VideoError
 
 __all__ = ["KINDS", "Checked", "Finding", "check", "file_state", "reason_of"]
 

@@ -21,7 +21,7 @@ import torch
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from frameflex.data.video import (
+from frameflex.video.reader import (
     MAX_PIXELS,
     VideoError,
     _is_cover_picture,

@@ -1,0 +1,1 @@
+"""What happens now: webcams, addresses, standard input."""

@@ -1,0 +1,1 @@
+"""What happens when in videos of hours."""

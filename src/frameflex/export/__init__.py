@@ -1,0 +1,1 @@
+"""Checkpoints as graphs for other runtimes, and running them."""

@@ -1,0 +1,1 @@
+"""The bundled benchmark: moving things, in classes that a single frame cannot tell apart."""

@@ -1,0 +1,1 @@
+"""Videos and streams into frames: knows nothing of clips or classes."""
