@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-exports lint clean
+.PHONY: demo test test-exports lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/frameflex demo
@@ -23,6 +23,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# The site, in build/site. Needs Python 3.11, as Zensical does.
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
+	$(BIN)/python tools/reference_pages.py docs/reference
+	$(BIN)/zensical build --strict
 
 clean:
 	rm -rf $(VENV) frameflex-demo

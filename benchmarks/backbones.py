@@ -1,4 +1,4 @@
-"""One row a family of backbones, for docs/backbones.md: size, cost and speed on a CPU, with and without the shift.
+"""One row a family of backbones, for docs/reference/backbones.md: size, cost speed on a CPU with and without shift.
 
     python benchmarks/backbones.py [--frames 8] [--size 224] [--threads 2] [--runs 5]
 

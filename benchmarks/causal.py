@@ -1,7 +1,8 @@
 """What seeing only the past costs on the bundled benchmark, and how early a stream knows.
 
     frameflex data render motion --videos 1200 --validation-fraction 0.4
-    OMP_NUM_THREADS=1 python benchmarks/causal.py motion runs/causal --epochs 12 --plot docs/streaming-accuracy.png
+    OMP_NUM_THREADS=1 python benchmarks/causal.py motion runs/causal --epochs 12 \
+        --plot docs/experiments/streaming-accuracy.png
 
 Trains the bidirectional and the causal TSM of recipes/motion.yaml at 8 frames, with the same videos, epochs and
 augmentation, and measures the networks of the last epoch: on clips of 8 frames, and while each validation video is

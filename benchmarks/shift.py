@@ -1,4 +1,4 @@
-"""What the shift costs, for docs/performance.md: TSM over the same network without the shift, on every back end.
+"""What the shift costs, for docs/experiments/speed.md: TSM over the same network without the shift, by back end.
 
     python benchmarks/shift.py [--only eager,train,...] [--frames 8,16] [--runs 10] [--threads 2] [--video FILE]
                                [--return-memory]

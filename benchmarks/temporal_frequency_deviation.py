@@ -5,7 +5,7 @@
 
 Every network gets the same videos, epochs and augmentation, and is measured after its last epoch, never picked by
 its accuracy. Runs that are in OUTPUT already are not repeated. Prints the tables of
-docs/temporal-frequency-deviation.md and writes them, with plots, into OUTPUT.
+docs/experiments/temporal-frequency-deviation.md and writes them, with plots, into OUTPUT.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ def keep_freed_memory() -> bool:
 
     glibc gives every block of more than 32 MiB back to the system at once, and the pages of the next one are mapped
     and zeroed anew as they are touched. Features of clips are such blocks: a forward or training step of ResNet-50 on
-    a CPU spends a fifth of its time on that (docs/performance.md). Afterwards blocks of up to 256 MiB are kept, and
-    the process stays as large as it has been. The command line does this at its start; a program that uses the
+    a CPU spends a fifth of its time on that (docs/experiments/speed.md). Afterwards blocks of up to 256 MiB are kept,
+    and the process stays as large as it has been. The command line does this at its start; a program that uses the
     library may, once, before its first forward.
 
     Returns:

@@ -3,7 +3,7 @@
 A checkpoint is a safetensors file. Its header holds one entry, ``frameflex``, with JSON; tensors have the names
 of the model's ``state_dict``. A checkpoint of an unfinished run also holds the optimizer's tensors, under names
 that begin with ``training/``, so that one rename makes both durable together. Nothing is ever unpickled.
-docs/checkpoint-format.md describes it for readers without frameflex.
+docs/reference/checkpoint-format.md describes it for readers without frameflex.
 """
 
 from __future__ import annotations

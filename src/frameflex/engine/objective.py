@@ -19,7 +19,7 @@ class FrameFlexibleObjective(nn.Module):
     count teaches and is not taught. With clips at one count only it is plain cross-entropy.
 
     The direction of the KL term is that of the published training code. The other one, KL(p_T ‖ p_L), costs
-    accuracy at every count when training starts from scratch (docs/temporal-frequency-deviation.md).
+    accuracy at every count when training starts from scratch (docs/experiments/temporal-frequency-deviation.md).
 
     A module, so that one forward holds the passes at all counts, as data-parallel wrappers need it.
 

@@ -3,7 +3,7 @@
 No runtime lets a convolution read some channels of a tensor in place, so a shift that is written with slices copies
 what stays as well. In a residual network features are sums of convolutions, through activations: these can give
 their result in two tensors to begin with, and whatever reads it can read two. Then only what moves is copied.
-docs/performance.md has what that brings.
+docs/experiments/speed.md has what that brings.
 """
 
 from __future__ import annotations

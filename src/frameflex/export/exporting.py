@@ -1,8 +1,8 @@
 """Checkpoints into graphs for other runtimes, each compared with its model before it gets its name.
 
 The temporal shift is rewritten for the target, because how it is written decides what it costs there
-(docs/performance.md): with the frames of all clips in one flat batch, moving a channel by one frame is a slice and
-a concatenation of whole frames, which no runtime has to change its memory layout for.
+(docs/experiments/speed.md): with the frames of all clips in one flat batch, moving a channel by one frame is a slice
+and a concatenation of whole frames, which no runtime has to change its memory layout for.
 """
 
 from __future__ import annotations

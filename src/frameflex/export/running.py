@@ -1,7 +1,7 @@
 """Exported graphs: the manifest that describes them, and running them as a checkpoint's model is run.
 
 An export is a folder: one graph for each frame count, or one for all, and ``manifest.json`` with everything else
-that an answer needs (classes, pixels, sampling) and a checksum of every file. docs/export.md describes it.
+that an answer needs (classes, pixels, sampling) and a checksum of every file. docs/reference/exports.md describes it.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class ExportedModel(nn.Module):
         if manifest.get("kind") == "step":
             raise ExportError(
                 f"export {folder} is the one-frame step of a stream, which takes no clips. Export again without the "
-                "step, or run it as docs/streaming.md shows"
+                "step, or run it as docs/background/streaming.md shows"
             )
         try:
             self.config = dict(manifest["architecture"])

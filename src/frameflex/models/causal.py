@@ -123,7 +123,8 @@ class CausalStep(nn.Module):
     def split_convolutions(self) -> None:
         """Change, in place, how the shift is computed: not by a copy of the features but as a sum of convolutions.
 
-        The same logits. For OpenVINO, where the copy of a ResNet-50 costs more than the sum (docs/streaming.md).
+        The same logits. For OpenVINO, where the copy of a ResNet-50 costs more than the sum
+        (docs/experiments/streaming.md).
         """
         for module in self.modules():
             if isinstance(module, _ShiftStep):

@@ -1,7 +1,7 @@
 """The forms in which a shift and the convolution behind it are computed; `choose_form` says which one runs.
 
-The shift moves memory and computes nothing, so what it costs is how it is written. docs/performance.md has the forms
-that were tried, with their times.
+The shift moves memory and computes nothing, so what it costs is how it is written. docs/experiments/speed.md has the
+forms that were tried, with their times.
 """
 
 from __future__ import annotations

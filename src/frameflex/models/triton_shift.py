@@ -1,9 +1,9 @@
 """The shift inside the matrix products of the 1 x 1 convolution behind it, for NVIDIA GPUs, written in Triton.
 
 Channels-last features are a matrix of one row for each pixel of each frame, so "the same pixel one frame later" is a
-row that lies ``pixels`` rows further on. The products read moved channels from there: no feature is copied. Tested in
-Triton's interpreter and compiled for compute capabilities 8.0 and 9.0; never run on a GPU (docs/performance.md).
-Only `fused_shift` imports this, and only where it is asked for: Triton comes with CUDA builds of torch alone.
+row that lies ``pixels`` rows further on. The products read moved channels from there: no feature is copied. Tested
+in Triton's interpreter, compiled for compute capabilities 8.0 and 9.0; not run on a GPU (docs/experiments/speed.md).
+Only `fused_shift` imports this, where it is asked for: Triton comes with CUDA builds of torch alone.
 """
 
 from __future__ import annotations
