@@ -1,4 +1,4 @@
-"""Write src/frameflex/fingerprints.json: number and size of the tensors of every architecture that can be built.
+"""Write convert/fingerprints.json: number and size of the tensors of every architecture that can be built.
 
 With it `frameflex convert` builds only the few architectures that image weights can be of. Run it after timm has
 gained architectures: python benchmarks/fingerprints.py
@@ -10,7 +10,7 @@ from pathlib import Path
 import timm
 import torch
 
-import frameflex
+import frameflex.convert
 from frameflex.convert import fingerprint
 from frameflex.models.backbones import supported_architectures
 
@@ -21,4 +21,6 @@ for name in supported_architectures():
     fingerprints[name] = fingerprint(shapes)
     print(name, *fingerprints[name])
 lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(values)}" for name, values in fingerprints.items())
-Path(frameflex.__file__).with_name("fingerprints.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+Path(frameflex.convert.__file__).with_name("fingerprints.json").write_text(
+    f"{{\n{lines}\n}}\n", encoding="utf-8"
+)

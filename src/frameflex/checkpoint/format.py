@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
-import http.client
 import json
 import os
 import platform
@@ -20,7 +18,6 @@ import shutil
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,11 +28,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from frameflex.checkpoint.card import model_card
+from frameflex.checkpoint.errors import CheckpointError, NewerFormatError
+from frameflex.checkpoint.hub import WEIGHTS_NAME, fetch, first_line
 from frameflex.data.transforms import Preprocessing
 from frameflex.models import TSM, create_model
 
 FORMAT_VERSION = 2
-WEIGHTS_NAME, CONFIG_NAME, CARD_NAME = "model.safetensors", "config.json", "README.md"
+CONFIG_NAME, CARD_NAME = "config.json", "README.md"
 _TRAINING = "training/"
 
 # A file is not trusted: what it claims is held to these before memory is asked for.
@@ -43,14 +43,6 @@ MAX_HEADER_BYTES = 32 * 2**20
 MAX_NUMBER = 1_000_000  # in an architecture: classes, channels, blocks
 MAX_FRAME_COUNT = 4096
 MAX_SIDE = 8192  # pixels
-
-
-class CheckpointError(Exception):
-    """A file that can't be used as a checkpoint; the message names it and says what to do."""
-
-
-class NewerFormatError(CheckpointError):
-    """A checkpoint of a frameflex that is newer than this one: whole, but not for us."""
 
 
 @dataclass
@@ -335,193 +327,6 @@ def load_checkpoint(path: str | Path, *, training: bool = False) -> Checkpoint:
     return checkpoint
 
 
-# ------------------------------------------------------------------------------------ near and far
-
-
-def fetch(source: str | Path) -> Path:
-    """The local file behind an address; a local path as it is.
-
-    Args:
-        source: a path, or one of
-
-            - ``hf://owner/name`` for ``model.safetensors`` of a repository of the Hugging Face hub, or
-              ``hf://owner/name/path/to/file``; ``hf://owner/name@revision`` pins a branch, tag or commit;
-            - ``https://host/file#sha256=0123…``: what arrives must have that SHA-256 checksum, because nothing
-              else tells whether it is the file that you mean. ``hf://`` addresses take one, too.
-
-    Returns:
-        Where the file is; downloads are kept and found again.
-
-    Raises:
-        CheckpointError: if an address makes no sense, can't be reached, or gives a file with another checksum.
-    """
-    found = re.fullmatch(r"(hf|https?):/{1,2}([^#]+)(?:#(.*))?", str(source))  # a Path makes "//" to "/"
-    if not found:
-        return Path(source)
-    scheme, address, fragment = found.groups()
-    checksum = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment or "")
-    if fragment and not checksum:
-        raise CheckpointError(f"address {source}: expected #sha256= and 64 hexadecimal digits behind the #")
-    expected = checksum[1].lower() if checksum else None
-    if scheme == "hf":
-        return _fetch_from_hub(address, expected)
-    if scheme == "http":
-        raise CheckpointError(
-            f"address {source}: expected https://; what http:// gives can be changed on its way"
-        )
-    if expected is None:
-        raise CheckpointError(
-            f"address {source}: expected a checksum behind it, {source}#sha256=…, so that only the file that you "
-            "mean is used. sha256sum FILE shows it"
-        )
-    return _fetch_from_web(f"https://{address}", expected)
-
-
-def _fetch_from_hub(address: str, expected: str | None) -> Path:
-    import huggingface_hub
-
-    parts = address.strip("/").split("/")
-    if len(parts) < 2 or not all(parts):
-        raise CheckpointError(f"address hf://{address}: expected hf://owner/name, or hf://owner/name/file")
-    name, _, revision = parts[1].partition("@")
-    file = "/".join(parts[2:]) or WEIGHTS_NAME
-    try:
-        path = Path(huggingface_hub.hf_hub_download(f"{parts[0]}/{name}", file, revision=revision or None))
-    except Exception as error:  # the hub's client raises a dozen kinds; each is the same to the caller
-        raise CheckpointError(f"hf://{address}: {file} can't be had ({_first_line(error)})") from error
-    if expected is not None:
-        _check_sum(f"hf://{address}", path, expected)
-    return path
-
-
-def _fetch_from_web(url: str, expected: str) -> Path:
-    folder = Path(torch.hub.get_dir()) / "frameflex"
-    path = folder / f"{expected}{Path(url.partition('?')[0]).suffix}"
-    if path.is_file():
-        _check_sum(url, path, expected)
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=60) as response:
-            shutil.copyfileobj(response, file)
-        _check_sum(url, Path(temporary), expected)
-        os.replace(temporary, path)
-    except (OSError, http.client.HTTPException) as error:
-        raise CheckpointError(f"{url} can't be downloaded ({_first_line(error)})") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return path
-
-
-def _check_sum(address: str, path: Path, expected: str) -> None:
-    running = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            running.update(chunk)
-    digest = running.hexdigest()
-    if digest != expected:
-        raise CheckpointError(
-            f"{address}: the file has SHA-256 {digest}, expected {expected}. It was changed or arrived damaged; it "
-            "is not used"
-        )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-# -------------------------------------------------------------------------------------------- model card
-
-
-def model_card(checkpoint: Checkpoint) -> str:
-    """Markdown that tells what a checkpoint is, with the front matter of the Hugging Face hub."""
-    model, pixels = checkpoint.model, checkpoint.preprocessing
-    counts = ", ".join(map(str, sorted(checkpoint.frame_counts)))
-    architecture = model.config["backbone"]
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    kind = (
-        "one network for all of them (frame-flexible)" if model.frame_counts else "any other works, less well"
-    )
-    names = checkpoint.class_names
-    shown = ", ".join(names[:10]) + (f", … ({len(names)} in all)" if names[10:] else "")
-    recipe_data = checkpoint.recipe.get("data") or {}
-    rows = [
-        (
-            "architecture",
-            f"{architecture} with temporal shift `{model.config['shift']}`, {millions:.2f} M parameters",
-        ),
-        ("frame counts", f"{counts}: {kind}"),
-        ("frames", ", ".join(f"{key} {value}" for key, value in checkpoint.sampling.items())),
-        (
-            "pixels",
-            f"short side {pixels.short_side} ({pixels.interpolation}), centre crop {pixels.crop_size}, "
-            f"{pixels.channel_order.upper()}, mean {list(pixels.mean)}, std {list(pixels.std)} on the scale 0 to 1",
-        ),
-        ("classes", shown),
-        ("weights from", checkpoint.source or "not recorded"),
-        ("trained on", recipe_data.get("train") or "not recorded"),
-        (
-            "licence of the weights",
-            checkpoint.license or "not recorded: ask their author before you use them",
-        ),
-    ]
-    parts = [
-        "---",
-        f"license: {json.dumps(checkpoint.license or 'unknown')}",
-        "library_name: frameflex",
-        "pipeline_tag: video-classification",
-        "tags: [frameflex, action-recognition, temporal-shift-module]",
-        "---",
-        "",
-        f"# {architecture} for {len(names)} actions",
-        "",
-        "A Temporal Shift Module network that classifies short videos.",
-        "",
-        "|  |  |",
-        "|---|---|",
-        *(f"| {key} | {_plain(str(value))} |" for key, value in rows),
-        "",
-        "```",
-        "pip install frameflex",
-        f"frameflex predict hf://OWNER/NAME video.mp4 --frames {checkpoint.num_frames}",
-        "```",
-        "",
-        "## Measured",
-        "",
-        *_measured(checkpoint.metrics),
-        "",
-    ]
-    return "\n".join(parts)
-
-
-def _measured(metrics: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for name, values in metrics.items():
-        results = values.get("results") if isinstance(values, Mapping) else None
-        if not results:
-            lines += [f"`{name}`: {_plain(json.dumps(values, ensure_ascii=False))}", ""]
-            continue
-        protocol = ", ".join(f"{key} {value}" for key, value in (values.get("protocol") or {}).items())
-        lines += [
-            f"{name}: {_plain(protocol)}",
-            "",
-            "| frames | top-1 % | top-5 % | GFLOPs a clip |",
-            "|---|---|---|---|",
-        ]
-        lines += [
-            f"| {row['num_frames']} | {100 * row['top1']:.1f} | {100 * row['top5']:.1f} | {row['gflops']:.3g} |"
-            for row in results
-        ]
-        lines.append("")
-    return lines or ["Nothing yet."]
-
-
-def _plain(text: str) -> str:
-    """Text that can't break a table of Markdown."""
-    return " ".join(text.split()).replace("|", "\\|")
-
-
 def _read_header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
     if not metadata or "frameflex" not in metadata:
         raise CheckpointError(
@@ -582,7 +387,7 @@ def _build(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TSM:
     try:
         return create_model(**architecture).eval()
     except Exception as error:  # options of timm's networks go to code that checks few of them
-        raise ValueError(f"no network can be built from its architecture ({_first_line(error)})") from error
+        raise ValueError(f"no network can be built from its architecture ({first_line(error)})") from error
     finally:
         hook.remove()
 

@@ -1,0 +1,130 @@
+"""Near and far: folders, the hub, addresses on the web."""
+
+import hashlib
+import io
+import json
+import shutil
+import urllib.request
+
+import pytest
+import torch
+from making import checkpoint, same
+
+from frameflex.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    TrainingState,
+    fetch,
+    load_checkpoint,
+)
+
+
+def test_a_saved_folder_loads_and_holds_a_card_and_a_config_without_the_state_of_a_run(tmp_path):
+    unfinished = checkpoint(training=TrainingState({"epoch": 3}, {"momentum": torch.ones(5)}))
+    folder = unfinished.save_pretrained(tmp_path / "model")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    same(Checkpoint.from_pretrained(folder), checkpoint())
+    same(Checkpoint.from_pretrained(str(folder)), checkpoint())
+    assert load_checkpoint(folder / "model.safetensors", training=True).training is None
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert config["class_names"][2] == "nothing"
+
+
+class Hub:
+    """The hub's client over a local folder."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def create_repo(self, repo_id, *, private, exist_ok):
+        (self.root / repo_id).mkdir(parents=True, exist_ok=exist_ok)
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+        return type("Commit", (), {"commit_url": f"https://hub/{repo_id}/commit/1"})()
+
+    def hf_hub_download(self, repo_id, filename, *, revision):
+        if revision not in (None, "v1"):
+            raise ValueError(f"Revision {revision} not found\nand more")
+        path = self.root / repo_id / filename
+        if not path.exists():
+            raise ValueError(f"404 Entry {filename} not found")
+        return str(path)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    hub = Hub(tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda token: hub)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hub.hf_hub_download)
+    return hub
+
+
+def test_what_is_pushed_to_the_hub_comes_back_from_it(hub):
+    assert checkpoint().push_to_hub("someone/door") == "https://hub/someone/door/commit/1"
+    for source in (
+        "someone/door",
+        "hf://someone/door",
+        "hf://someone/door@v1",
+        "hf://someone/door/model.safetensors",
+    ):
+        same(Checkpoint.from_pretrained(source), checkpoint())
+    same(load_checkpoint("hf://someone/door"), checkpoint())
+    with pytest.raises(CheckpointError, match="Revision v9 not found"):
+        load_checkpoint("hf://someone/door@v9")
+    with pytest.raises(CheckpointError, match="other.safetensors can't be had"):
+        load_checkpoint("hf://someone/door/other.safetensors")
+    with pytest.raises(CheckpointError, match="expected hf://owner/name"):
+        load_checkpoint("hf://door")
+
+
+def test_an_address_on_the_web_needs_a_checksum_and_is_checked_against_it(tmp_path, monkeypatch):
+    folder = checkpoint().save_pretrained(tmp_path / "model")
+    content = (folder / "model.safetensors").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    asked = []
+
+    def urlopen(url, timeout):
+        asked.append(url)
+        return io.BytesIO(content)
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "kept"))
+    address = f"https://example.org/tsm.safetensors#sha256={digest}"
+    same(load_checkpoint(address), checkpoint())
+    same(load_checkpoint(address), checkpoint())
+    assert asked == ["https://example.org/tsm.safetensors"]  # once; then from the disk
+    with pytest.raises(CheckpointError, match="expected a checksum"):
+        fetch("https://example.org/tsm.safetensors")
+    with pytest.raises(CheckpointError, match="64 hexadecimal digits"):
+        fetch("https://example.org/tsm.safetensors#sha256=12")
+    with pytest.raises(CheckpointError, match="expected https"):
+        fetch(f"http://example.org/tsm.safetensors#sha256={digest}")
+    with pytest.raises(CheckpointError, match=f"SHA-256 {digest}, expected 0000"):
+        fetch(f"https://example.org/other.safetensors#sha256={'0' * 64}")
+    assert [path.name for path in (tmp_path / "kept" / "frameflex").iterdir()] == [f"{digest}.safetensors"]
+
+
+def test_a_kept_download_that_was_changed_on_disk_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    digest = hashlib.sha256(b"good").hexdigest()
+    (tmp_path / "frameflex").mkdir()
+    (tmp_path / "frameflex" / f"{digest}.safetensors").write_bytes(b"evil")
+    with pytest.raises(CheckpointError, match="not used"):
+        fetch(f"https://example.org/a.safetensors#sha256={digest}")
+
+
+def test_an_unreachable_address_is_one_line(tmp_path, monkeypatch):
+    def urlopen(url, timeout):
+        raise OSError("no route to host\nand more")
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"can't be downloaded \(no route to host\)"):
+        fetch(f"https://example.org/a.safetensors#sha256={'1' * 64}")
+    assert list((tmp_path / "frameflex").iterdir()) == []
+
+
+def test_a_path_that_is_nowhere_is_not_looked_for_on_the_hub():
+    with pytest.raises(FileNotFoundError, match=r"best\.safetensors"):
+        load_checkpoint("runs/motion/best.safetensors")
