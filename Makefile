@@ -1,49 +1,70 @@
-# The two commands of the README. PYTHON=python3.12 make … chooses an interpreter.
+# The two commands of the README, and what CI runs. PYTHON=python3.12 make ... chooses an interpreter.
 PYTHON ?= python3
+comma := ,
 VENV ?= .venv
 BIN := $(VENV)/bin
+WORKERS := --numprocesses logical --maxprocesses 4 --dist worksteal
+EXPORTS := tests/test_export.py tests/test_divided.py
 
-.PHONY: demo test test-exports lint docs clean
+.PHONY: demo test test-exports test-slow lint docs dist clean
 
 demo: $(VENV)/.installed
-	$(BIN)/frameflex demo
+	@$(BIN)/frameflex demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q $(WORKERS)
 
 # In a process of their own, after the others: with the runtimes of exports in one process, pytest has been seen to end by
 # a signal in the middle of a later test, for a reason that is not known yet.
-test-exports: $(VENV)/.installed-dev
-	$(BIN)/python -m pip install --quiet --editable '.[dev,export]'
-	$(BIN)/pytest tests/test_export.py tests/test_divided.py
-	$(BIN)/pytest tests/test_streaming.py -k export
+test-exports: $(VENV)/.installed-export
+	@$(BIN)/pytest -q $(EXPORTS)
+	@$(BIN)/pytest -q tests/test_streaming.py -k export
+
+# What takes longer and is worth it in every CI run: the commands of every page, and runs that are killed. `pytest -m slow` is all of it.
+test-slow: $(VENV)/.installed-export
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow tests/test_docs.py tests/test_check.py tests/test_batch.py
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
 
 # The site, in build/site. Needs Python 3.11, as Zensical does.
 docs: $(VENV)/.installed-dev
-	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
-	$(BIN)/python tools/reference_pages.py docs/reference
-	$(BIN)/zensical build --strict
+	@$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
+	@$(BIN)/python tools/reference_pages.py docs/reference
+	@$(BIN)/zensical build --strict
+
+# Wheel and sdist, checked, and the wheel tried where there is no source tree.
+dist: $(VENV)/.installed-dev
+	@rm -rf dist
+	@$(BIN)/python -m pip install --quiet build twine
+	@$(BIN)/python -m build --outdir dist
+	@$(BIN)/twine check --strict dist/*
+	@$(BIN)/python tools/try_wheel.py dist/*.whl
 
 clean:
-	rm -rf $(VENV) frameflex-demo
+	rm -rf $(VENV) frameflex-demo dist build
 
 $(VENV)/bin/python:
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'frameflex needs Python 3.10 or newer; name one: make PYTHON=python3.12 ...')"
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'frameflex needs Python 3.10 or newer; name one: make PYTHON=python3.12 ...')"
+	@$(PYTHON) -m venv $(VENV)
 
 # `import timm` fails where pip found a torchvision that is not torch's own: say so here, not in the middle of a run.
+define install
+	@echo "installing frameflex$(1) into $(VENV): minutes the first time, because PyTorch is large"
+	@$(BIN)/python -m pip install --quiet --editable '.$(1)'
+	@$(BIN)/python -c "import timm" || { echo "torch and torchvision don't belong together; try: make clean, then again"; exit 1; }
+	@touch $@
+endef
+
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable .
-	$(BIN)/python -c "import timm" || { echo "torch and torchvision don't belong together; try: make clean, then again"; exit 1; }
-	touch $@
+	$(call install,)
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	$(BIN)/python -c "import timm" || { echo "torch and torchvision don't belong together; try: make clean, then again"; exit 1; }
-	touch $@ $(VENV)/.installed
+	$(call install,[dev])
+	@touch $(VENV)/.installed
+
+$(VENV)/.installed-export: $(VENV)/.installed-dev
+	$(call install,[dev$(comma)export])
