@@ -1,7 +1,7 @@
 """The documentation: every command that it shows runs, on tiny data, and its pages hang together.
 
-A block of ```` ```sh ```` or ```` ```python ```` runs as it stands; the blocks of a page run one after the other, in a
-folder that has the videos and checkpoints which the pages name. A comment on the line above a block says otherwise:
+A block of ```` ```sh ```` or ```` ```python ```` runs as it stands; the blocks of a page run one after the other, in
+a folder that has the videos and checkpoints which the pages name. A comment on the line above a block says otherwise:
 
     <!-- parsed only: it needs four GPUs -->    its options (or its Python) are parsed, nothing runs
     <!-- extra: export -->                      the same, but where the extra is installed it runs
@@ -184,7 +184,9 @@ def test_the_examples_of_help_have_options_that_exist(verb):
         for line in examples.splitlines():
             words = shlex.split(line, comments=True)
             if "frameflex" in words:
-                assert_parses(words[words.index("frameflex") + 1 :], where=f"{shlex.join(argv)} --help: {line}")
+                assert_parses(
+                    words[words.index("frameflex") + 1 :], where=f"{shlex.join(argv)} --help: {line}"
+                )
 
 
 def installed(extra: str) -> bool:
@@ -193,7 +195,9 @@ def installed(extra: str) -> bool:
 
 def ours(block: Block, words: list[str]) -> list[str]:
     """The arguments of frameflex in a command line, which another program may start or feed."""
-    assert "frameflex" in words, f"{block}: {shlex.join(words)} is no command of frameflex; mark it as not run"
+    assert "frameflex" in words, (
+        f"{block}: {shlex.join(words)} is no command of frameflex; mark it as not run"
+    )
     return words[words.index("frameflex") + 1 :]
 
 
@@ -256,6 +260,14 @@ def test_every_page_is_in_the_menu_and_every_picture_is_there():
 def test_every_file_that_the_readme_links_to_is_there():
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")):
         assert target.startswith("https://") or os.path.exists(ROOT / target), f"README.md: no file {target}"
+
+
+def test_every_place_that_contributing_names_is_there():
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("| to add or change |")[1]
+    named = re.findall(r"`([\w/.-]+(?:/|\.py|\.md|\.yml))`", table.split("\n\n")[0])
+    assert len(named) > 20
+    for name in named:
+        assert (ROOT / name).exists() or (ROOT / "src/frameflex" / name).exists(), f"no {name}"
 
 
 def _leaves(entry) -> Iterator[str]:

@@ -234,7 +234,9 @@ def test_what_can_not_work_is_one_line_at_once(causal, clip, capsys, arguments, 
 def test_interrupted_it_ends_with_130_and_its_video_is_whole(causal, tmp_path):
     clip = write_video(tmp_path / "long.mp4", moving_bar(240, rightwards=True), fps=12)  # 20 s
     saved = tmp_path / "saved.mp4"
-    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # background jobs ignore it
+    listen = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # background jobs ignore it
+    )
     start = f"{listen}; import sys; from frameflex.cli import main; sys.exit(main())"
     process = subprocess.Popen(
         [sys.executable, "-c", start, "stream", causal, clip, "--save", saved, "--device", "cpu"],

@@ -31,7 +31,7 @@ def try_wheel(wheel: Path) -> None:
         python = home / "bin/python"
         places = {"base": str(home), "platbase": str(home)}
         site = Path(sysconfig.get_path("purelib", "venv", vars=places))
-        # A line of a .pth file adds the folder itself, without the editable frameflex that a .pth of its own would add.
+        # A line of a .pth file adds the folder alone, without the editable frameflex that the folder's own .pth adds.
         (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
         def run(*command: str | Path) -> str:
