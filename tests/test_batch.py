@@ -109,6 +109,7 @@ def test_the_folder_is_one_parquet_data_set_for_other_readers(place, tmp_path):
     assert sorted(table.column("row").to_pylist()) == list(range(NUM_VIDEOS))
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_parts_and_the_last_one_sums_up(place, tmp_path):
     whole, shared = tmp_path / "whole", tmp_path / "shared"
     assert subprocess.run(command(place, whole), env=environment(), check=False).returncode == 0
@@ -150,6 +151,7 @@ def test_torchrun_starts_processes_that_share_the_parts(place, tmp_path):
     assert answers_of(shared) == answers_of(whole)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_middle_goes_on_with_what_is_left(place, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     batch(place, whole, part_format="jsonl", rows_a_part=1)

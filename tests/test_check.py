@@ -195,7 +195,8 @@ def test_a_stopped_check_goes_on_and_decodes_only_what_is_left(tmp_path, monkeyp
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
-@pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SIGINT", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
 def test_a_killed_check_is_resumed_and_leaves_no_process(tmp_path, how):
     data = bar_folder(tmp_path / "data", per_class=8)
     command = [

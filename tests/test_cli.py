@@ -242,9 +242,9 @@ def test_the_package_runs_as_a_module():
 
 
 def test_models_lists_what_can_be_built(capsys):
-    status, out, _ = run("models", "resnet5*", capsys=capsys)
+    status, out, _ = run("models", "resnet1[48]", capsys=capsys)
     assert status == 0
-    assert "resnet50" in out.split()
+    assert "resnet18" in out.split()
     status, _, err = run("models", "zzz*", capsys=capsys)
     assert (status, "no architecture matches" in err) == (1, True)
 

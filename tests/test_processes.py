@@ -58,6 +58,7 @@ def torchrun(*arguments):
 
 
 @one_device
+@pytest.mark.slow
 def test_two_processes_stopped_and_resumed_equal_one_that_never_was(tmp_path):
     # Three videos: at one step of two a process has none. One to validate on: one process has none of those.
     for split, name, seed in (
@@ -112,6 +113,7 @@ def events(output):
 
 
 @one_device
+@pytest.mark.slow
 def test_torchrun_has_the_loss_curve_of_one_process_with_synchronised_norms(tmp_path):
     # Eleven videos by four: a step with three, of which one process has one. Five by two to validate on.
     data = moved_bars(tmp_path / "data", train=11, validation=5)
@@ -155,6 +157,7 @@ train(recipe, watcher=Watcher(on_validation=note))
 
 
 @one_device
+@pytest.mark.slow
 def test_validation_in_two_processes_measures_the_network_that_is_saved_and_each_video_once(tmp_path):
     # Norms that are not synchronised: each process has statistics of its own, and an average of its own of them.
     data = moved_bars(tmp_path / "data", train=6, validation=3)

@@ -491,7 +491,16 @@ def push_frames(recognizer, number, frames):
         recognizer.push(frames[i % len(frames)])
 
 
-@pytest.mark.parametrize("options", [{}, {"consensus": "mean"}, {"window": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in ({"consensus": "mean"}, {"window": 2})
+        ),
+    ],
+)
 def test_nothing_grows_over_two_thousand_frames(options):
     recognizer = StreamingRecognizer(checkpoint_of(causal()), stride=4, device="cpu", **options)
     frames = pictures(2, size=(SIZE, SIZE))

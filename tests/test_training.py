@@ -360,7 +360,7 @@ def test_a_checkpoint_starts_another_run_and_keeps_rows_of_classes_of_the_same_n
         build_model(recipe, ["going right", "swerving"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_to_the_whole_group_leaves_a_checkpoint_and_a_clean_message(bars, tmp_path, number):
     recipe = tiny_recipe(bars, tmp_path / "run", epochs=200)
     recipe.data.num_workers = 2

@@ -275,6 +275,7 @@ def outcomes():
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKS)
 def test_interpreted(outcomes, name):
     assert outcomes[name] is None, outcomes[name]
