@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,12 @@ def make_console() -> Console:
 
 
 def show_messages(console: Console, *, debug: bool) -> None:
-    """Print the library's log messages; those of other libraries from warnings on."""
+    """Print the library's log messages; those of other libraries from warnings on.
+
+    Torch's warning about more loader workers than cores is left out: it names no option of ours, and the progress
+    line says whether the network waits for data.
+    """
+    warnings.filterwarnings("ignore", message="This DataLoader will create", module="torch")
     layout = "%(levelname)s %(name)s: %(message)s" if debug else "%(message)s"
     logging.basicConfig(level=logging.WARNING, format=layout, handlers=[_Handler(console)], force=True)
     logging.getLogger("frameflex").setLevel(logging.DEBUG if debug else logging.INFO)

@@ -460,6 +460,7 @@ class _Run:
         self.num_steps = self.steps_per_epoch * training.epochs
         self.saved = time.monotonic()
         self.clock = LoaderClock(recipe.data.num_workers)
+        self.memory_told = False  # once a run, not each epoch
         self.values: dict[str, Any] = {
             "epoch": 0,
             "step": 0,
@@ -491,10 +492,11 @@ class _Run:
             left = self.batches.num_batches() - (step - epoch * self.steps_per_epoch) * accumulate
             # Dropout and random counts of this step, whatever ran before it in this process.
             torch.manual_seed(mix(self.recipe.seed, step, self.accelerator.process_index))
-            kept = self._unwrapped().kept_bytes = {} if step == first_step else None
+            kept = self._unwrapped().kept_bytes = None if self.memory_told else {}
             loss, seen, right = self._step(batches, step, min(accumulate, left))
             if kept:
                 _log_kept(kept, training.batch_size)
+            self.memory_told = True
             if self.average:
                 self.average.update(self.model, step)
             step += 1
