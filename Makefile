@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/frameflex demo
 
 test: $(VENV)/.installed-dev
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q $(WORKERS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q $(WORKERS) $(EXPORTS:%=--ignore=%)
 
 # In a process of their own, after the others: with the runtimes of exports in one process, pytest has been seen to end by
 # a signal in the middle of a later test, for a reason that is not known yet.

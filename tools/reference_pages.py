@@ -137,8 +137,10 @@ def _first_paragraph(kind: Any) -> str:
 
 
 def _prose(text: str) -> str:
-    """One line that a Markdown table takes."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    """One line that a Markdown table takes; code between backticks stays as it is."""
+    parts = " ".join(text.split()).split("`")
+    parts[::2] = [part.replace("|", "\\|").replace("<", "&lt;") for part in parts[::2]]
+    return "`".join(parts)
 
 
 if __name__ == "__main__":
