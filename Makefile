@@ -17,12 +17,13 @@ test: $(VENV)/.installed-dev
 # In a process of their own, after the others: with the runtimes of exports in one process, pytest has been seen to end by
 # a signal in the middle of a later test, for a reason that is not known yet.
 test-exports: $(VENV)/.installed-export
-	@$(BIN)/pytest -q $(EXPORTS)
+	@$(BIN)/pytest -q -m "not soak and not gpu and not network" $(EXPORTS)
 	@$(BIN)/pytest -q tests/test_streaming.py -k export
 
-# What takes longer and is worth it in every CI run: the commands of every page, and runs that are killed. `pytest -m slow` is all of it.
+# The commands of every page, runs that are killed, processes that share work. What takes minutes each is left to -m soak.
 test-slow: $(VENV)/.installed-export
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow tests/test_docs.py tests/test_check.py tests/test_batch.py
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow $(WORKERS) $(EXPORTS:%=--ignore=%) --ignore=tests/test_docs.py
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow tests/test_docs.py
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check .

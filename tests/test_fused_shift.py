@@ -244,7 +244,7 @@ def test_a_model_with_folded_norms_answers_like_the_original(counts):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("form", ["copy", "plain"])
 @pytest.mark.parametrize("counts", [(), (2, 4)])
 def test_a_compiled_model_equals_the_eager_one_in_answers_and_gradients(form, counts, monkeypatch):

@@ -319,7 +319,7 @@ def test_missing_network_is_one_line_that_names_the_way_out(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_compiled_model_equals_the_eager_one_at_every_num_frames():
     model = tiny().eval()
     compiled = torch.compile(model)

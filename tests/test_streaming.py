@@ -527,7 +527,7 @@ def resident_bytes():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc")
 def test_nothing_grows_over_a_hundred_thousand_frames():
     recognizer = StreamingRecognizer(checkpoint_of(causal()), consensus="mean", device="cpu")

@@ -602,7 +602,7 @@ def test_kept_bytes_are_those_that_autograd_keeps():
     assert saved.num_bytes == 2 * 4 * 8 * 4  # the input of the product, and what exp gave; no weight
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_compiled_training_has_the_same_losses_at_several_counts(bars, tmp_path):
     options = {"method": "ffn", "counts": (2, 4), "epochs": 1, "batch_size": 5, "learning_rate": 0.001}
     eager, compiled = (

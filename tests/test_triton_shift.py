@@ -402,7 +402,7 @@ def test_compiled_kernels_copy_16_bytes_at_once_use_tensor_cores_and_spill_nothi
     check_code(name, capability, ["bf16"], lambda configs: [configs[0], configs[-1]], monkeypatch, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("name", KERNELS)
 def test_every_variant_compiles_likewise(name, capability, monkeypatch, tmp_path):
