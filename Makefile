@@ -4,7 +4,7 @@ comma := ,
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS := --numprocesses logical --maxprocesses 4 --dist worksteal
-EXPORTS := tests/test_export.py tests/test_divided.py
+EXPORTS := tests/export
 
 .PHONY: demo test test-exports test-slow lint docs dist clean
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frameflex.export.exporting import FlatShift, export_network
+from frameflex.export.network import FlatShift, export_network
 from frameflex.models import TSMResNet50
 
 

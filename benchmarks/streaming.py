@@ -42,7 +42,7 @@ def networks(backbone: str) -> dict[str, Any]:
 
 def graph(folder: Path, backbone: str, shift: str, backend: str, checkpoint: Any) -> Path:
     """The exported step, made where it is not there yet."""
-    from frameflex.export.step import STEP_FORMATS, export_step
+    from frameflex.export import STEP_FORMATS, export_step
 
     format = "onnx" if backend == "onnxruntime" else "openvino"
     path = folder / f"{backbone}-{shift}-{format}"

@@ -81,7 +81,7 @@ def run(argv: list[str], console: Any) -> int:
         return _export_step(parser, args, console)
     from frameflex.checkpoint import load_checkpoint
     from frameflex.data.datasets import VideoList, VideoRecord, find_video_files, load_split
-    from frameflex.export.exporting import export
+    from frameflex.export import export
 
     if args.output.exists():
         raise FileExistsError(f"{args.output} is there already; choose another --output")
@@ -136,7 +136,7 @@ def _export_step(parser: argparse.ArgumentParser, args: argparse.Namespace, cons
             parser.error(f"{name} is not for --step; leave it out")
     if args.frames is not None and (isinstance(args.frames, str) or len(args.frames) != 1):
         parser.error("--step takes one number in --frames: the count whose parts serve")
-    from frameflex.export.step import STEP_FORMATS, export_step
+    from frameflex.export import STEP_FORMATS, export_step
 
     if args.format not in STEP_FORMATS:
         parser.error(f"--step is for {' and '.join(STEP_FORMATS)}, not {args.format}")

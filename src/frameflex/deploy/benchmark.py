@@ -275,8 +275,7 @@ def _exported(format: str, *, int8: bool = False) -> Callable[[TSM, Tensor], Run
         for package in [*packages, *(["nncf"] if int8 and format == "openvino" else [])]:
             if importlib.util.find_spec(package) is None:
                 raise Unavailable(f"{package} is not installed: pip install 'frameflex[export]'")
-        from frameflex.export.exporting import export
-        from frameflex.export.running import load_exported
+        from frameflex.export import export, load_exported
 
         size, num_frames = clip.shape[-1], clip.shape[2]
         classes = [str(i) for i in range(model.config["num_classes"])]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.data.datasets import ClipDataset, VideoList, VideoRecord, collate, end_with_parent, read_ahead
 from frameflex.data.transforms import VIEWS, EvalTransform
-from frameflex.export.running import is_export, load_exported
+from frameflex.export import is_export, load_exported
 from frameflex.models.tsm import classify_views
 from frameflex.video.reader import Source, VideoError, open_video
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint
-from frameflex.export.running import ExportError, describe, needed, write_manifest
+from frameflex.export.manifest import describe, write_manifest
+from frameflex.export.packages import ExportError, first_line, needed
 from frameflex.models.causal import CausalStep
 
 STEP_FORMATS = {"onnx": "step.onnx", "openvino": "step.xml"}
@@ -154,7 +155,7 @@ def open_step(path: str | Path) -> Runner:
     except ExportError:
         raise
     except Exception as error:  # runtimes raise a dozen kinds, none of them documented
-        raise ExportError(f"export {path}: it can't be run ({_first_line(error)})") from error
+        raise ExportError(f"export {path}: it can't be run ({first_line(error)})") from error
 
 
 class _StepGraph(nn.Module):
@@ -205,9 +206,7 @@ def _write_onnx(
     except OSError:
         raise
     except Exception as error:  # exporters raise kinds of their own, for operators that they can't express
-        raise ExportError(
-            f"this network's step can't be turned into a graph: {_first_line(error)}"
-        ) from error
+        raise ExportError(f"this network's step can't be turned into a graph: {first_line(error)}") from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -242,7 +241,3 @@ def _compare(step: CausalStep, run: Runner, batch: int, size: tuple[int, int]) -
                 )
             worst = max(worst, off)
     return worst
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

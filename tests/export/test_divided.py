@@ -7,8 +7,9 @@ from torch.nn import functional as F
 
 from frameflex.checkpoint import Checkpoint
 from frameflex.data.transforms import Preprocessing
+from frameflex.export import export, export_network
 from frameflex.export.divided import Divided, DividedConv, divide_features
-from frameflex.export.exporting import FlatShift, export, export_network
+from frameflex.export.network import FlatShift
 from frameflex.models import create_model
 
 BOTTLENECKS = {

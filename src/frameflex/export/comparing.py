@@ -1,0 +1,102 @@
+"""Graphs compared with the model that they are to stand for: by logits, or by labels on videos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frameflex.checkpoint import Checkpoint
+from frameflex.data.datasets import VideoList
+from frameflex.export.clips import VideoClips
+from frameflex.export.packages import ExportError
+from frameflex.export.running import ExportedModel, from_pixels
+
+TOLERANCE = 1e-3  # of the largest logit; runtimes sum in another order and use other convolutions
+HALF_TOLERANCE = 3e-2  # float16 has 11 bits; a network of 50 layers loses some of them
+_PARITY_BATCHES = (1, 3)
+
+
+def compare_logits(
+    checkpoint: Checkpoint, exported: ExportedModel, counts: Sequence[int | None], *, half: bool = False
+) -> list[dict[str, Any]]:
+    """Logits of the graphs against the model's on fresh random clips.
+
+    Returns:
+        for each T and batch the largest difference and what was allowed.
+
+    Raises:
+        ExportError: if a difference is larger than that.
+    """
+    preprocessing, results = checkpoint.preprocessing, []
+    tolerance = HALF_TOLERANCE if half else TOLERANCE
+    size = preprocessing.crop_size
+    frames = [count for count in counts if count is not None] or sorted({1, *checkpoint.frame_counts})
+    for count in frames:
+        for batch in _PARITY_BATCHES:
+            pixels = torch.randint(0, 256, (batch, count, size, size, 3), dtype=torch.uint8)
+            clip = from_pixels(pixels, preprocessing)
+            expected, got = _logits(checkpoint.model, clip), exported(clip)
+            allowed = tolerance * expected.abs().max().item()
+            difference = (expected - got).abs().max().item() if got.shape == expected.shape else float("nan")
+            results.append(
+                {"num_frames": count, "batch": batch, "max_difference": difference, "allowed": allowed}
+            )
+            if not difference <= allowed:
+                raise ExportError(
+                    f"the graph's logits differ from the model's by {difference:.3g} at {count} frames and {batch} "
+                    f"clips, where {allowed:.3g} is allowed; nothing was written. Export to another format, and "
+                    "report this with the name of the architecture"
+                )
+    return results
+
+
+def compare_labels(
+    checkpoint: Checkpoint,
+    exported: ExportedModel,
+    videos: VideoList,
+    num_frames: int,
+    *,
+    min_agreement: float,
+    num_workers: int = 0,
+) -> dict[str, Any]:
+    """Labels of the graph against the model's on videos.
+
+    Returns:
+        the share of videos on which both agree; where all videos are labelled also the top-1 accuracy of each.
+
+    Raises:
+        ExportError: if they agree on less than ``min_agreement``.
+    """
+    agreed = before = after = 0
+    for clip, label in VideoClips(checkpoint, videos, num_frames, num_workers=num_workers).labelled():
+        model = _logits(checkpoint.model, clip).argmax().item()
+        graph = exported(clip).argmax().item()
+        agreed, before, after = agreed + (model == graph), before + (model == label), after + (graph == label)
+    result: dict[str, Any] = {
+        "num_frames": num_frames,
+        "num_videos": len(videos),
+        "same_label": agreed / len(videos),
+    }
+    if -1 not in videos.labels:
+        result |= {"top1_model": before / len(videos), "top1_graph": after / len(videos)}
+    if result["same_label"] < min_agreement:
+        raise ExportError(
+            f"at {num_frames} frames the graph gives the model's label on {agreed} of {len(videos)} videos, fewer "
+            f"than the share of {min_agreement:g} that is asked for; nothing was written. Calibrate with more videos "
+            "of the kind that it will see, or ask for a smaller agreement"
+        )
+    return result
+
+
+def _logits(model: nn.Module, clip: Tensor) -> Tensor:
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return model(clip.to(device)).float().cpu()
+    finally:
+        model.train(was_training)
