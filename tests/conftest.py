@@ -9,3 +9,14 @@ torch.set_num_threads(1)  # networks this small are slower on several, far slowe
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def web(tmp_path, monkeypatch):
+    """A server on this machine, an empty cache, and no waiting between tries."""
+    from web import Web
+
+    monkeypatch.setenv("FRAMEFLEX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("frameflex.checkpoint.downloading._WAIT_SECONDS", 0.01)
+    with Web() as web:
+        yield web

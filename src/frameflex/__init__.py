@@ -1,3 +1,51 @@
-"""Action recognition in video: one checkpoint, any frame budget."""
+"""Action recognition in video: one checkpoint, any frame budget.
+
+The names below are the public face; each is imported when it is first used, so that ``import frameflex`` costs
+nothing. docs/public-api.md says what else is public and what may change.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from frameflex.checkpoint.published import list_models
+    from frameflex.deploy.recognizer import Recognizer, load
+    from frameflex.models import TSMResNet50, create_model, make_frame_flexible
+    from frameflex.models.temporal_shift import TemporalShift, temporal_shift
+    from frameflex.video.reader import open_video
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Recognizer",
+    "TSMResNet50",
+    "TemporalShift",
+    "create_model",
+    "list_models",
+    "load",
+    "make_frame_flexible",
+    "open_video",
+    "temporal_shift",
+]
+
+_HOMES = {
+    "Recognizer": "frameflex.deploy.recognizer",
+    "load": "frameflex.deploy.recognizer",
+    "list_models": "frameflex.checkpoint.published",
+    "open_video": "frameflex.video.reader",
+    **dict.fromkeys(
+        ("TSMResNet50", "TemporalShift", "create_model", "make_frame_flexible", "temporal_shift"),
+        "frameflex.models",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

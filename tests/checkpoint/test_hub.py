@@ -1,10 +1,8 @@
 """Near and far: folders, the hub, addresses on the web."""
 
 import hashlib
-import io
 import json
 import shutil
-import urllib.request
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from frameflex.checkpoint import (
     Checkpoint,
     CheckpointError,
     TrainingState,
+    downloading,
     fetch,
     load_checkpoint,
 )
@@ -78,22 +77,27 @@ def test_what_is_pushed_to_the_hub_comes_back_from_it(hub):
         load_checkpoint("hf://door")
 
 
-def test_an_address_on_the_web_needs_a_checksum_and_is_checked_against_it(tmp_path, monkeypatch):
+@pytest.fixture
+def far(web, monkeypatch):
+    """https://example.org, which a server of the test plays."""
+
+    def download(url, path, *, sha256):
+        downloading.download(url.replace("https://example.org/", web.address), path, sha256=sha256)
+
+    monkeypatch.setattr("frameflex.checkpoint.hub.download", download)
+    return web
+
+
+def test_an_address_on_the_web_needs_a_checksum_and_is_checked_against_it(tmp_path, far):
     folder = checkpoint().save_pretrained(tmp_path / "model")
-    content = (folder / "model.safetensors").read_bytes()
+    far.files["tsm.safetensors"] = far.files["other.safetensors"] = content = (
+        folder / "model.safetensors"
+    ).read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    asked = []
-
-    def urlopen(url, timeout):
-        asked.append(url)
-        return io.BytesIO(content)
-
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "kept"))
     address = f"https://example.org/tsm.safetensors#sha256={digest}"
     same(load_checkpoint(address), checkpoint())
     same(load_checkpoint(address), checkpoint())
-    assert asked == ["https://example.org/tsm.safetensors"]  # once; then from the disk
+    assert [request.path for request in far.requests] == ["/tsm.safetensors"]  # once; then from the disk
     with pytest.raises(CheckpointError, match="expected a checksum"):
         fetch("https://example.org/tsm.safetensors")
     with pytest.raises(CheckpointError, match="64 hexadecimal digits"):
@@ -102,27 +106,17 @@ def test_an_address_on_the_web_needs_a_checksum_and_is_checked_against_it(tmp_pa
         fetch(f"http://example.org/tsm.safetensors#sha256={digest}")
     with pytest.raises(CheckpointError, match=f"SHA-256 {digest}, expected 0000"):
         fetch(f"https://example.org/other.safetensors#sha256={'0' * 64}")
-    assert [path.name for path in (tmp_path / "kept" / "frameflex").iterdir()] == [f"{digest}.safetensors"]
+    kept = [path.name for path in (downloading.cache_folder() / "web").iterdir() if path.suffix != ".lock"]
+    assert kept == [f"{digest}.safetensors"]
 
 
-def test_a_kept_download_that_was_changed_on_disk_is_not_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+def test_a_kept_download_that_was_changed_on_disk_is_not_used(web):
     digest = hashlib.sha256(b"good").hexdigest()
-    (tmp_path / "frameflex").mkdir()
-    (tmp_path / "frameflex" / f"{digest}.safetensors").write_bytes(b"evil")
+    folder = downloading.cache_folder() / "web"
+    folder.mkdir(parents=True)
+    (folder / f"{digest}.safetensors").write_bytes(b"evil")
     with pytest.raises(CheckpointError, match="not used"):
         fetch(f"https://example.org/a.safetensors#sha256={digest}")
-
-
-def test_an_unreachable_address_is_one_line(tmp_path, monkeypatch):
-    def urlopen(url, timeout):
-        raise OSError("no route to host\nand more")
-
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"can't be downloaded \(no route to host\)"):
-        fetch(f"https://example.org/a.safetensors#sha256={'1' * 64}")
-    assert list((tmp_path / "frameflex").iterdir()) == []
 
 
 def test_a_path_that_is_nowhere_is_not_looked_for_on_the_hub():

@@ -95,7 +95,9 @@ def randomise(model):
     return model.eval()
 
 
-def resnet(depth, num_frames, *, place="blockres", pool=False, non_local=False, every=1, div=8, **how):
+def resnet(
+    depth, num_frames, *, place="blockres", pool=False, non_local=False, every=1, div=8, draw=True, **how
+):
     """torchvision's ResNet with the parts of TSM."""
     net = getattr(torchvision.models, f"resnet{depth}")()
     features, net.fc = net.fc.in_features, nn.Dropout()
@@ -113,7 +115,8 @@ def resnet(depth, num_frames, *, place="blockres", pool=False, non_local=False, 
                 stage[i] = Attended(stage[i], channels, num_frames, **how)
     if pool:
         net.layer2 = Pool(net.layer2, num_frames)
-    return randomise(Published(net, features))
+    network = Published(net, features)
+    return randomise(network) if draw else network
 
 
 class Inverted(nn.Module):
@@ -156,12 +159,13 @@ class MobileNetV2(nn.Module):
         return self.features(x).mean((2, 3))
 
 
-def mobilenet(num_frames, div=8):
+def mobilenet(num_frames, div=8, *, draw=True):
     net = MobileNetV2()
     for block in net.features:
         if isinstance(block, Inverted) and block.skip and len(block.conv) == 8:
             block.conv[0] = Shift(block.conv[0], num_frames, div)
-    return randomise(Published(net, 1280))
+    network = Published(net, 1280)
+    return randomise(network) if draw else network
 
 
 def mmaction2_name(key):

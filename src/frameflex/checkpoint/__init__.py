@@ -1,6 +1,7 @@
 """Checkpoints that describe themselves."""
 
 from frameflex.checkpoint.card import model_card
+from frameflex.checkpoint.downloading import cache_folder
 from frameflex.checkpoint.errors import CheckpointError, NewerFormatError
 from frameflex.checkpoint.format import (
     FORMAT_VERSION,
@@ -27,6 +28,7 @@ __all__ = [
     "CheckpointError",
     "NewerFormatError",
     "TrainingState",
+    "cache_folder",
     "fetch",
     "load_checkpoint",
     "model_card",

@@ -29,8 +29,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from frameflex.checkpoint.card import model_card
+from frameflex.checkpoint.downloading import first_line
 from frameflex.checkpoint.errors import CheckpointError, NewerFormatError
-from frameflex.checkpoint.hub import WEIGHTS_NAME, fetch, first_line
+from frameflex.checkpoint.hub import WEIGHTS_NAME, fetch
 from frameflex.data.transforms import Preprocessing
 from frameflex.models import TSM, create_model
 

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.client
-import os
 import re
-import shutil
-import tempfile
-import urllib.request
 from pathlib import Path
 
-import torch
-
+from frameflex.checkpoint import published
+from frameflex.checkpoint.downloading import cache_folder, checksum, download, first_line, locked
 from frameflex.checkpoint.errors import CheckpointError
 
 WEIGHTS_NAME = "model.safetensors"  # what a repository or a folder calls its checkpoint
 
 
 def fetch(source: str | Path) -> Path:
-    """The local file behind an address; a local path as it is.
+    """The local file behind an address or a name; a local path as it is.
 
     Args:
         source: a path, or one of
 
+            - the name of published weights, such as ``tsm_resnet50.ssv2_8f``: see `list_models`;
             - ``hf://owner/name`` for ``model.safetensors`` of a repository of the Hugging Face hub, or
               ``hf://owner/name/path/to/file``; ``hf://owner/name@revision`` pins a branch, tag or commit;
             - ``https://host/file#sha256=0123…``: what arrives must have that SHA-256 checksum, because nothing
@@ -33,16 +28,17 @@ def fetch(source: str | Path) -> Path:
         Where the file is; downloads are kept and found again.
 
     Raises:
-        CheckpointError: if an address makes no sense, can't be reached, or gives a file with another checksum.
+        CheckpointError: if an address makes no sense, can't be reached, or gives a file with another checksum; if a
+            name is nearly one of the published weights'.
     """
     found = re.fullmatch(r"(hf|https?):/{1,2}([^#]+)(?:#(.*))?", str(source))  # a Path makes "//" to "/"
     if not found:
-        return Path(source)
+        return Path(source) if Path(source).exists() else published.fetch(str(source)) or Path(source)
     scheme, address, fragment = found.groups()
-    checksum = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment or "")
-    if fragment and not checksum:
+    given = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment or "")
+    if fragment and not given:
         raise CheckpointError(f"address {source}: expected #sha256= and 64 hexadecimal digits behind the #")
-    expected = checksum[1].lower() if checksum else None
+    expected = given[1].lower() if given else None
     if scheme == "hf":
         return _fetch_from_hub(address, expected)
     if scheme == "http":
@@ -75,37 +71,19 @@ def _fetch_from_hub(address: str, expected: str | None) -> Path:
 
 
 def _fetch_from_web(url: str, expected: str) -> Path:
-    folder = Path(torch.hub.get_dir()) / "frameflex"
-    path = folder / f"{expected}{Path(url.partition('?')[0]).suffix}"
-    if path.is_file():
-        _check_sum(url, path, expected)
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=60) as response:
-            shutil.copyfileobj(response, file)
-        _check_sum(url, Path(temporary), expected)
-        os.replace(temporary, path)
-    except (OSError, http.client.HTTPException) as error:
-        raise CheckpointError(f"{url} can't be downloaded ({first_line(error)})") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    path = cache_folder() / "web" / f"{expected}{Path(url.partition('?')[0]).suffix}"
+    with locked(path):
+        if path.is_file():
+            _check_sum(url, path, expected)
+        else:
+            download(url, path, sha256=expected)
     return path
 
 
 def _check_sum(address: str, path: Path, expected: str) -> None:
-    running = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            running.update(chunk)
-    digest = running.hexdigest()
+    digest = checksum(path)
     if digest != expected:
         raise CheckpointError(
             f"{address}: the file has SHA-256 {digest}, expected {expected}. It was changed or arrived damaged; it "
             "is not used"
         )
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -171,7 +171,9 @@ def run(argv: list[str], console: Any) -> int:
 
 def short_names(paths: Sequence[Path]) -> dict[str, Path]:
     """A name for each checkpoint that tells it from the others: the last parts of its path that differ."""
-    parts = [[part for part in path.with_suffix("").parts if part != path.anchor] for path in paths]
+    # The names of published weights have a dot, too.
+    plain = [path.with_suffix("") if path.suffix == ".safetensors" else path for path in paths]
+    parts = [[part for part in path.parts if part != path.anchor] for path in plain]
     for usual in ("best", "last", "run"):  # what they share tells nothing
         if len(paths) > 1 and sum(names[-1:] == [usual] for names in parts) != 1:
             parts = [names[:-1] if names[-1:] == [usual] else names for names in parts]

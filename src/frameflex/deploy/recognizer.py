@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -13,9 +15,13 @@ from torch.utils.data import DataLoader
 from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.data.datasets import ClipDataset, VideoList, VideoRecord, collate, end_with_parent, read_ahead
 from frameflex.data.transforms import VIEWS, EvalTransform
+from frameflex.deploy.inputs import is_many, open_input
 from frameflex.export import is_export, load_exported
 from frameflex.models.tsm import classify_views
-from frameflex.video.reader import Source, VideoError, open_video
+from frameflex.video.reader import VideoError
+
+if TYPE_CHECKING:
+    from frameflex.deploy.inputs import Video
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,26 @@ class Prediction:
     label: str
     index: int
     probability: float
+
+
+def load(source: str | Path, *, device: str | torch.device | None = None) -> Recognizer:
+    """A network that is ready to recognise, from a name, a path or an address.
+
+    Args:
+        source: the name of published weights (`frameflex.list_models(pretrained=True)`), a ``.safetensors`` file, a
+            folder of `Checkpoint.save_pretrained` or of `frameflex export`, a repository ``owner/name`` of the
+            Hugging Face hub, or an address ``hf://`` or ``https://`` with a checksum.
+        device: where the network runs; by default the best there is.
+
+    Raises:
+        FileNotFoundError, CheckpointError: if there is nothing of that name, or it can't be used.
+
+    Example::
+
+        recognizer = frameflex.load("tsm_resnet50.ssv2_8f")
+        print(recognizer("clip.mp4")[0].label)
+    """
+    return Recognizer.from_pretrained(source, device=device)
 
 
 class Recognizer:
@@ -62,20 +88,53 @@ class Recognizer:
             return cls(load_exported(path), device="cpu")
         return cls(load_checkpoint(path), device=device)
 
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, device: str | torch.device | None = None) -> Recognizer:
+        """As `load`."""
+        if is_export(source):
+            return cls(load_exported(source), device="cpu")
+        return cls(Checkpoint.from_pretrained(source), device=device)
+
+    @overload
     def __call__(
         self,
-        video: Source,
+        video: Video,
+        *,
+        num_frames: int | None = ...,
+        budget: str | Sequence[int] | None = ...,
+        confidence: float = ...,
+        top: int = ...,
+        views: str = ...,
+    ) -> list[Prediction]: ...
+
+    @overload
+    def __call__(
+        self,
+        video: list[Any] | tuple[Any, ...],
+        *,
+        num_frames: int | None = ...,
+        budget: str | Sequence[int] | None = ...,
+        confidence: float = ...,
+        top: int = ...,
+        views: str = ...,
+    ) -> list[list[Prediction]]: ...
+
+    def __call__(
+        self,
+        video: Any,
         *,
         num_frames: int | None = None,
         budget: str | Sequence[int] | None = None,
         confidence: float = 0.8,
         top: int = 5,
         views: str = "1x1",
-    ) -> list[Prediction]:
-        """Recognise one video.
+    ) -> Any:
+        """Recognise one video, or each of a list.
 
         Args:
-            video: path, bytes or binary file object.
+            video: a path, the bytes of a file, a binary file object, an address ``http://`` or ``https://``; frames
+                as an array or tensor, RGB uint8 ``(T, H, W, 3)`` or ``(T, 3, H, W)``, or of another range or layout
+                that can be told apart; a list of pictures (Pillow's, or arrays). A list of these is several videos.
             num_frames: T, frames to look at, at least 1; by default the largest trained count.
             budget: frame counts, such as (4, 8), to look at the smallest first and at the next only while the highest
                 probability is below ``confidence``; "auto" for the trained ones. The video is decoded once, for all
@@ -85,18 +144,45 @@ class Recognizer:
             views: "temporal views x crops": 1x1, 2x1, 1x3 or 2x3.
 
         Returns:
-            ``top`` predictions, or as many as there are classes.
+            ``top`` predictions, or as many as there are classes; for a list of videos a list of these.
 
         Raises:
-            VideoError: if the video can't be decoded.
+            VideoError: if a video can't be decoded.
             FileNotFoundError: if there is no such file.
-            ValueError: if an argument is out of range.
+            ValueError: if an argument is out of range, or an array's layout or range can't be told.
         """
+        if is_many(video):
+            options: dict[str, Any] = {"num_frames": num_frames, "budget": budget, "confidence": confidence}
+            return [self(one, **options, top=top, views=views) for one in video]
         counts = self._counts(num_frames, budget)
         clips = {count: clip[None] for count, clip in self._clips(video, counts, views).items()}
         return self._answers(self._look(clips, confidence)[0], top)
 
-    def logits(self, video: Source, *, num_frames: int | None = None, views: str = "1x1") -> Tensor:
+    @overload
+    def pipeline(self, video: Video, *, top_k: int = ..., **options: Any) -> list[dict[str, Any]]: ...
+
+    @overload
+    def pipeline(
+        self, video: list[Any] | tuple[Any, ...], *, top_k: int = ..., **options: Any
+    ) -> list[list[dict[str, Any]]]: ...
+
+    def pipeline(self, video: Any, *, top_k: int = 5, **options: Any) -> Any:
+        """The same in the form of transformers' pipeline "video-classification".
+
+        Args:
+            video: as for a call.
+            top_k: how many answers.
+            options: further ones of a call.
+
+        Returns:
+            ``[{"score": 0.97, "label": "…"}, …]``, best first; for a list of videos a list of these.
+        """
+        if is_many(video):
+            return [self.pipeline(one, top_k=top_k, **options) for one in video]
+        answers = self(video, top=top_k, **options)
+        return [{"score": answer.probability, "label": answer.label} for answer in answers]
+
+    def logits(self, video: Video, *, num_frames: int | None = None, views: str = "1x1") -> Tensor:
         """The scores ``(K,)`` behind the predictions, averaged over views; arguments as for a call."""
         counts = self._counts(num_frames, None)
         return self._classify(self._clips(video, counts, views)[counts[0]][None])[0]
@@ -128,6 +214,10 @@ class Recognizer:
         Yields:
             each file with its predictions, in the order given; a file that can't be decoded with its error.
         """
+        if isinstance(videos, (str, bytes, os.PathLike)):
+            raise ValueError(
+                f"videos is {videos!r}; expected a list. For one file, call the recognizer itself"
+            )
         paths = [Path(video) for video in videos]
         dataset = self._dataset(paths, self._counts(num_frames, budget), views)
         loader: DataLoader = DataLoader(
@@ -180,10 +270,10 @@ class Recognizer:
             logits = logits.index_put((unsure,), self._classify(clips[count][unsure]))
         return logits
 
-    def _clips(self, video: Source, frame_counts: Sequence[int], views: str) -> dict[int, Tensor]:
+    def _clips(self, video: Video, frame_counts: Sequence[int], views: str) -> dict[int, Tensor]:
         """The clips ``{T: (V, 3, T, h, w)}`` of one video."""
         dataset = self._dataset([], frame_counts, views)
-        with open_video(video) as reader:
+        with open_input(video) as reader:
             return dataset.clips(reader)
 
     def _dataset(self, paths: Sequence[Path], frame_counts: Sequence[int], views: str) -> ClipDataset:
