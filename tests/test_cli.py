@@ -209,7 +209,10 @@ def test_frame_counts_are_lists_and_ranges():
         (["/a/tsm/run/last.safetensors", "/a/st", "/a/ffn/run/last.safetensors"], ["tsm", "st", "ffn"]),
         (["a/x/best.safetensors", "b/x/best.safetensors"], ["a/x", "b/x"]),
         (["m/best.safetensors", "m/last.safetensors"], ["best", "last"]),
-        (["tsm_resnet50.ssv2_8f", "tsm_resnet50.ssv2_16f"], ["tsm_resnet50.ssv2_8f", "tsm_resnet50.ssv2_16f"]),
+        (
+            ["tsm_resnet50.ssv2_8f", "tsm_resnet50.ssv2_16f"],
+            ["tsm_resnet50.ssv2_8f", "tsm_resnet50.ssv2_16f"],
+        ),
     ],
 )
 def test_several_checkpoints_get_short_names_that_differ(paths, names):
