@@ -42,7 +42,12 @@ UNTRAINED = ("nearest", "blend")
 
 def nearest_count(frame_counts: Iterable[int], num_frames: int) -> int:
     """The trained count whose parts serve ``num_frames``; ties go to the larger count: FFN's rule."""
-    return min(frame_counts, key=lambda count: (abs(count - num_frames), -count))
+    nearest, *others = frame_counts
+    for count in others:  # no min(..., key=...): some versions of torch.compile can't trace one
+        nearer = abs(nearest - num_frames) - abs(count - num_frames)
+        if nearer > 0 or (nearer == 0 and count > nearest):
+            nearest = count
+    return nearest
 
 
 def blend_weight(frame_counts: Iterable[int], num_frames: int) -> tuple[int, int, float]:
