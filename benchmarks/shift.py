@@ -12,7 +12,6 @@ else meanwhile.
 import argparse
 import copy
 import multiprocessing
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -139,43 +138,25 @@ def forward(backend, num_frames, runs):
 
 
 def forward_on_gpu(backend, num_frames, runs):
-    """bfloat16, with the kernels in Triton and without, for one clip and for 16, and what the GPU could do."""
+    """bfloat16, for one clip and for 16, and what the GPU could do."""
     if not torch.cuda.is_available():
         raise Unavailable("torch sees no CUDA device")
     bandwidth, matrix = gpu_rates()
     print(f"memory {bandwidth / 1e9:.0f} GB/s (copy_), bfloat16 {matrix / 1e12:.0f} TFLOP/s (torch.mm)")
     model, plain = pair()
     flops = 2e9 * clip_gflops(plain, torch.randn(1, 3, num_frames, SIZE, SIZE))
-    # A compiler keeps the form that it saw first, so compiled networks are timed in two rounds instead of one.
-    rounds = [("0", "1")] if backend == "cuda" else [("0",), ("1",)]
     for batch in (1, 16):
         clip = torch.randn(batch, 3, num_frames, SIZE, SIZE)
         moved = sum(Traffic.of(plain, clip).values())
-        for asked in rounds:
-            torch._dynamo.reset()
-            calls = [prepared(backend, network, clip, kernels)
-                     for network, kernels in [*((model, kernels) for kernels in asked), (plain, "0")]]  # fmt: skip
-            *ours, without = paired_seconds(calls, runs, warm_up=3)
-            for kernels, times in zip(asked, ours, strict=True):
-                seconds = spread(times)[0]
-                note = (
-                    f", {batch * flops / seconds / matrix:.2f} of the matrix rate, "
-                    f"{moved / seconds / bandwidth:.2f} of the memory's (what the network without shift moves)"
-                )
-                name = f"{backend}, forward, FRAMEFLEX_TRITON={kernels}, T = {num_frames}, {batch} clips"
-                show(name, [times, without], note)
-
-
-def prepared(backend, network, clip, kernels):
-    """A call of the network that asks for the kernels in Triton, or not."""
-    os.environ["FRAMEFLEX_TRITON"] = kernels
-    run = BACKENDS[backend](network, clip)
-
-    def call():
-        os.environ["FRAMEFLEX_TRITON"] = kernels
-        run(clip)
-
-    return call
+        torch._dynamo.reset()
+        run, run_plain = (BACKENDS[backend](network, clip) for network in (model, plain))
+        times = paired_seconds([lambda: run(clip), lambda: run_plain(clip)], runs, warm_up=3)  # noqa: B023
+        seconds = spread(times[0])[0]
+        note = (
+            f", {batch * flops / seconds / matrix:.2f} of the matrix rate, "
+            f"{moved / seconds / bandwidth:.2f} of the memory's (what the network without shift moves)"
+        )
+        show(f"{backend}, forward, T = {num_frames}, {batch} clips", times, note)
 
 
 def gpu_rates(size=8192):
@@ -238,8 +219,7 @@ def train(num_frames, runs, device):
         for network in (*pair(), with_naive_shift(pair()[0]))
     )
 
-    def step(network, kernels="0"):
-        os.environ["FRAMEFLEX_TRITON"] = kernels
+    def step(network):
         with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
             loss = F.cross_entropy(network(clip), torch.zeros(clips, dtype=torch.long, device=device))
         loss.backward()
@@ -248,13 +228,9 @@ def train(num_frames, runs, device):
             torch.cuda.synchronize()
 
     calls = [lambda: step(ours), lambda: step(plain), lambda: step(naive)]
-    if device == "cuda":
-        calls.append(lambda: step(ours, "1"))
     times = paired_seconds(calls, runs, warm_up=3 if device == "cuda" else 1)
     show(f"{device}, training step, T = {num_frames}, {clips} clips", times[:2])
     show(f"  the same with the shift written naively, T = {num_frames}", [times[2], times[1]])
-    if device == "cuda":
-        show(f"  the same with FRAMEFLEX_TRITON=1, T = {num_frames}", [times[3], times[1]])
 
 
 def memory(num_frames):

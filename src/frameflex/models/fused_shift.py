@@ -6,14 +6,13 @@ forms that were tried, with their times.
 
 from __future__ import annotations
 
-import os
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FORMS = ("plain", "copy", "triton")
+FORMS = ("plain", "copy")
 
 
 class Shift(NamedTuple):
@@ -45,9 +44,7 @@ def choose_form(x: Tensor, net: nn.Module) -> str:
     ``plain`` shifts a copy and calls ``net``: the reference, for all that is no ordinary convolution, where hooks
     want to see the shifted features, where only shapes are wanted, and where a graph is traced for other back ends or
     fused by a GPU's compiler.
-    ``copy`` does the same arithmetic but keeps no shifted copy for the backward pass. ``triton`` makes no copy at
-    all, on a GPU: the kernel of the 1 x 1 convolution reads its input from where the shift has it. It has not been
-    timed on any, so it runs only where the environment says ``FRAMEFLEX_TRITON=1``.
+    ``copy`` does the same arithmetic but keeps no shifted copy for the backward pass.
     """
     if type(net) is not nn.Conv2d or isinstance(net.padding, str) or net.padding_mode != "zeros":
         return "plain"
@@ -55,56 +52,18 @@ def choose_form(x: Tensor, net: nn.Module) -> str:
         return "plain"
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or x.is_meta:
         return "plain"
-    if (
-        x.device.type == "cuda"
-        and net.kernel_size == (1, 1)
-        and (net.stride, net.padding, net.groups) == ((1, 1), (0, 0), 1)
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and _triton_wanted(x.device, _dtype_of_products(x))
-    ):
-        return "triton"
     if torch.compiler.is_compiling() and x.device.type != "cpu":
         return "plain"
     return "copy"
 
 
-def _dtype_of_products(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-@torch.compiler.assume_constant_result
-def _triton_wanted(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether ``FRAMEFLEX_TRITON`` asks for the kernels, and they were compiled for this GPU and type."""
-    asked = os.environ.get("FRAMEFLEX_TRITON", "")
-    if asked not in ("", "0", "1"):
-        raise ValueError(
-            f"FRAMEFLEX_TRITON is {asked!r}; expected 1 for the kernels in Triton, or 0 or nothing"
-        )
-    if asked != "1" or torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
-        return False
-    try:
-        import triton  # noqa: F401
-
-        import frameflex.models.triton_shift  # noqa: F401  (now, not while a compiler traces)
-    except ImportError as error:
-        raise ImportError(
-            "FRAMEFLEX_TRITON=1 asks for kernels in Triton, which is not installed; it comes with torch for CUDA on "
-            "Linux (pip install triton). Install it, or unset FRAMEFLEX_TRITON"
-        ) from error
-    if dtype == torch.float32:  # would be multiplied as TF32
-        return torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
-    return dtype in (torch.float16, torch.bfloat16)
-
-
-def shifted_conv(x: Tensor, conv: nn.Conv2d, shift: Shift, form: str, gain: Tensor | None = None) -> Tensor:
-    """``conv(gain * shifted(x))`` in the form "copy" or "triton".
+def shifted_conv(x: Tensor, conv: nn.Conv2d, shift: Shift, gain: Tensor | None = None) -> Tensor:
+    """``conv(gain * shifted(x))`` in the form "copy".
 
     Args:
         x: features ``(B * T, C, H, W)``, never written to.
         conv: the convolution that follows.
         shift: what moves.
-        form: from `choose_form`.
         gain: factor ``(C,)`` of each channel between the two, multiplied into the weights.
     """
     weight, bias = conv.weight, conv.bias
@@ -115,24 +74,14 @@ def shifted_conv(x: Tensor, conv: nn.Conv2d, shift: Shift, form: str, gain: Tens
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     geometry = Geometry(conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
-    if form == "triton" and not _triton_takes(x, weight, shift):
-        form = "copy"
-        if torch.compiler.is_compiling():  # a GPU's compiler fuses the plain form
-            return F.conv2d(PlainShift.apply(x, shift, False), weight, bias, *geometry)
     if (
         torch.compiler.is_compiling()
     ):  # one opaque operator, which the compiler neither breaks on nor rewrites
         return torch.ops.frameflex.shifted_conv(
             x, weight, bias, *shift, list(geometry.stride), list(geometry.padding), list(geometry.dilation),
-            geometry.groups, form,
+            geometry.groups,
         )  # fmt: skip
-    return _ShiftedConv.apply(x, weight, bias, shift, geometry, form)
-
-
-def _triton_takes(x: Tensor, weight: Tensor, shift: Shift) -> bool:
-    from frameflex.models import triton_shift
-
-    return x.dtype == weight.dtype and triton_shift.supports(weight, shift.fold)
+    return _ShiftedConv.apply(x, weight, bias, shift, geometry)
 
 
 # ------------------------------------------------------------------------------------------------ the shift
@@ -189,14 +138,12 @@ class _ShiftedConv(torch.autograd.Function):
     """Keeps the unshifted features, which the identity path keeps anyway, instead of a shifted copy."""
 
     @staticmethod
-    def forward(
-        x: Tensor, weight: Tensor, bias: Tensor | None, shift: Shift, geometry: Geometry, form: str
-    ) -> Tensor:
-        return _forward(x, weight, bias, shift, geometry, form)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, shift: Shift, geometry: Geometry) -> Tensor:
+        return _forward(x, weight, bias, shift, geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, weight, bias, ctx.shift, ctx.geometry, ctx.form = inputs
+        x, weight, bias, ctx.shift, ctx.geometry = inputs
         ctx.bias_sizes = None if bias is None else list(bias.shape)
         ctx.save_for_backward(x, weight)
 
@@ -210,19 +157,11 @@ class _ShiftedConv(torch.autograd.Function):
             if wanted[0]:
                 grads[0] = PlainShift.apply(grads[0], ctx.shift, True)
         else:
-            grads = list(
-                _backward(grad, x, weight, ctx.bias_sizes, ctx.shift, ctx.geometry, ctx.form, wanted)
-            )
-        return (*grads, None, None, None)
+            grads = list(_backward(grad, x, weight, ctx.bias_sizes, ctx.shift, ctx.geometry, wanted))
+        return (*grads, None, None)
 
 
-def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, shift: Shift, geometry: Geometry, form: str
-) -> Tensor:
-    if form == "triton":
-        from frameflex.models import triton_shift
-
-        return triton_shift.forward(x, weight, bias, shift)
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, shift: Shift, geometry: Geometry) -> Tensor:
     return F.conv2d(shifted(x, shift), weight, bias, *geometry)
 
 
@@ -233,14 +172,9 @@ def _backward(
     bias_sizes: list[int] | None,
     shift: Shift,
     geometry: Geometry,
-    form: str,
     wanted: list[bool],
 ) -> tuple[Tensor | None, ...]:
     """The gradients that are wanted of x, weight and bias."""
-    if form == "triton":
-        from frameflex.models import triton_shift
-
-        return triton_shift.gradients(grad, x, weight, shift, wanted)
     moved = shifted(x, shift) if wanted[1] else x  # for the gradient of x only its shape counts
     of_x, of_weight, of_bias = _conv_gradients(grad, moved, weight, bias_sizes, geometry, wanted)
     if of_x is not None:
@@ -264,9 +198,7 @@ def _conv_gradients(
 
 # ------------------------------------------------------------------------- the same, opaque to a compiler
 
-_ARGUMENTS = (
-    "int num_frames, int fold, bool causal, int[] stride, int[] padding, int[] dilation, int groups, str form"
-)
+_ARGUMENTS = "int num_frames, int fold, bool causal, int[] stride, int[] padding, int[] dilation, int groups"
 
 
 @torch.library.custom_op(
@@ -274,13 +206,13 @@ _ARGUMENTS = (
     mutates_args=(),
     schema=f"(Tensor x, Tensor weight, Tensor? bias, {_ARGUMENTS}) -> Tensor",
 )
-def _shifted_conv_op(x, weight, bias, num_frames, fold, causal, stride, padding, dilation, groups, form):  # type: ignore[no-untyped-def]
+def _shifted_conv_op(x, weight, bias, num_frames, fold, causal, stride, padding, dilation, groups):  # type: ignore[no-untyped-def]
     shift, geometry = Shift(num_frames, fold, causal), Geometry(stride, padding, dilation, groups)
-    return _forward(x, weight, bias, shift, geometry, form)
+    return _forward(x, weight, bias, shift, geometry)
 
 
 @_shifted_conv_op.register_fake
-def _(x, weight, bias, num_frames, fold, causal, stride, padding, dilation, groups, form):  # type: ignore[no-untyped-def]
+def _(x, weight, bias, num_frames, fold, causal, stride, padding, dilation, groups):  # type: ignore[no-untyped-def]
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
@@ -290,16 +222,16 @@ def _(x, weight, bias, num_frames, fold, causal, stride, padding, dilation, grou
     schema=f"(Tensor grad, Tensor x, Tensor weight, int[]? bias_sizes, {_ARGUMENTS}, bool[] wanted) -> Tensor[]",
 )
 def _shifted_conv_backward_op(  # type: ignore[no-untyped-def]
-    grad, x, weight, bias_sizes, num_frames, fold, causal, stride, padding, dilation, groups, form, wanted
+    grad, x, weight, bias_sizes, num_frames, fold, causal, stride, padding, dilation, groups, wanted
 ):
     shift, geometry = Shift(num_frames, fold, causal), Geometry(stride, padding, dilation, groups)
-    grads = _backward(grad, x, weight, bias_sizes, shift, geometry, form, list(wanted))
+    grads = _backward(grad, x, weight, bias_sizes, shift, geometry, list(wanted))
     return [value for value, asked in zip(grads, wanted, strict=True) if asked]
 
 
 @_shifted_conv_backward_op.register_fake
 def _(  # type: ignore[no-untyped-def]
-    grad, x, weight, bias_sizes, num_frames, fold, causal, stride, padding, dilation, groups, form, wanted
+    grad, x, weight, bias_sizes, num_frames, fold, causal, stride, padding, dilation, groups, wanted
 ):
     like = (x, weight, grad.new_empty(bias_sizes or [0]))
     return [torch.empty_like(value) for value, asked in zip(like, wanted, strict=True) if asked]

@@ -115,13 +115,12 @@ class TemporalShift(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features ``(B * num_frames, C, H, W)`` through the shift and ``net``."""
         num_frames = frames_left(self.num_frames, self.time_stride)
-        form = choose_form(x, self.net)
-        if form == "plain":
+        if choose_form(x, self.net) == "plain":
             x = temporal_shift(x, num_frames, self.shift_div, causal=self.causal)
             return self.net(x if self.scale is None else self.scale(x))
         shift = _checked(x, num_frames, self.shift_div, self.causal)
         gain = None if self.scale is None else self.scale.gain()  # type: ignore[operator]
-        return shifted_conv(x, self.net, shift, form, gain)  # type: ignore[arg-type]
+        return shifted_conv(x, self.net, shift, gain)  # type: ignore[arg-type]
 
     def at_num_frames(self, num_frames: int) -> TemporalShift:
         """This module for clips of ``num_frames``, sharing its weights."""

@@ -1,17 +1,13 @@
-"""Numbers as tables and pictures."""
+"""Numbers as tables, pictures and files."""
 
+from frameflex.report.files import write_json, write_predictions
+from frameflex.report.plots import plot_accuracy, plot_adaptive, plot_confusion, save_figure
 from frameflex.report.tables import (
     accuracy_table,
     adaptive_sentence,
     adaptive_table,
     comparison_table,
     findings_table,
-    plot_accuracy,
-    plot_adaptive,
-    plot_confusion,
-    save_figure,
-    write_json,
-    write_predictions,
 )
 
 __all__ = [

@@ -1,0 +1,61 @@
+"""What was measured, as files for other programs: each is complete or not there."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from frameflex.engine.evaluation import Evaluation
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write values as JSON, complete or not at all."""
+    write_whole(path, lambda file: file.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n"))
+
+
+def write_predictions(evaluation: Evaluation, path: Path) -> None:
+    """Write a CSV row for each video and frame count: true label, best guess, its probability, right or not."""
+
+    def write(file: IO[str]) -> None:
+        rows = csv.writer(file)
+        rows.writerow(["video", "num_frames", "label", "prediction", "probability", "right"])
+        for num_frames, logits in evaluation.logits.items():
+            best = logits.softmax(1).max(1)
+            for name, label, guess, probability in zip(
+                evaluation.names,
+                evaluation.labels.tolist(),
+                best.indices.tolist(),
+                best.values.tolist(),
+                strict=True,
+            ):
+                classes = evaluation.class_names
+                rows.writerow(
+                    [
+                        name,
+                        num_frames,
+                        classes[label],
+                        classes[guess],
+                        f"{probability:.6f}",
+                        int(guess == label),
+                    ]
+                )
+
+    write_whole(path, write)
+
+
+def write_whole(path: Path, write: Callable[[Any], object], *, binary: bool = False) -> None:
+    """Fill a file under a temporary name and rename it, so that no half-written one is ever found."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "wb") if binary else open(handle, "w", newline="", encoding="utf-8") as file:
+            write(file)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
