@@ -150,13 +150,14 @@ class Recognizer:
             VideoError: if a video can't be decoded.
             FileNotFoundError: if there is no such file.
             ValueError: if an argument is out of range, or an array's layout or range can't be told.
+            NotFinite: if the network gives NaN or infinite logits; a ValueError, too.
         """
         if is_many(video):
             options: dict[str, Any] = {"num_frames": num_frames, "budget": budget, "confidence": confidence}
             return [self(one, **options, top=top, views=views) for one in video]
         counts = self._counts(num_frames, budget)
-        clips = {count: clip[None] for count, clip in self._clips(video, counts, views).items()}
-        return self._answers(self._look(clips, confidence)[0], top)
+        name, clips = self._clips(video, counts, views)
+        return self._answers(self._look(clips, confidence, [name])[0], top)
 
     @overload
     def pipeline(self, video: Video, *, top_k: int = ..., **options: Any) -> list[dict[str, Any]]: ...
@@ -185,7 +186,8 @@ class Recognizer:
     def logits(self, video: Video, *, num_frames: int | None = None, views: str = "1x1") -> Tensor:
         """The scores ``(K,)`` behind the predictions, averaged over views; arguments as for a call."""
         counts = self._counts(num_frames, None)
-        return self._classify(self._clips(video, counts, views)[counts[0]][None])[0]
+        name, clips = self._clips(video, counts, views)
+        return self._classify(clips[counts[0]], [name])[0]
 
     def recognize_many(
         self,
@@ -232,7 +234,8 @@ class Recognizer:
                 bad.index: VideoError(bad.reason) for bad in batch.bad
             }
             if len(batch):
-                logits = self._look(batch.clips, confidence)
+                names = [str(paths[index]) for index in batch.indices.tolist()]
+                logits = self._look(batch.clips, confidence, names)
                 answers |= {
                     index: self._answers(row, top)
                     for index, row in zip(batch.indices.tolist(), logits, strict=True)
@@ -259,22 +262,23 @@ class Recognizer:
             return tuple(sorted(set(budget)))
         return (self.checkpoint.num_frames if num_frames is None else num_frames,)
 
-    def _look(self, clips: Mapping[int, Tensor], confidence: float) -> Tensor:
+    def _look(self, clips: Mapping[int, Tensor], confidence: float, names: Sequence[str]) -> Tensor:
         """Logits ``(B, K)`` of clips ``{T: (B, V, 3, T, h, w)}``: of the first count that is sure, video by video."""
         first, *others = sorted(clips)
-        logits = self._classify(clips[first])
+        logits = self._classify(clips[first], names)
         for count in others:
             unsure = self._probabilities(logits).amax(1) < confidence
             if not unsure.any():
                 break
-            logits = logits.index_put((unsure,), self._classify(clips[count][unsure]))
+            asked = [name for name, again in zip(names, unsure.tolist(), strict=True) if again]
+            logits = logits.index_put((unsure,), self._classify(clips[count][unsure], asked))
         return logits
 
-    def _clips(self, video: Video, frame_counts: Sequence[int], views: str) -> dict[int, Tensor]:
-        """The clips ``{T: (V, 3, T, h, w)}`` of one video."""
+    def _clips(self, video: Video, frame_counts: Sequence[int], views: str) -> tuple[str, dict[int, Tensor]]:
+        """Name and clips ``{T: (1, V, 3, T, h, w)}`` of one video."""
         dataset = self._dataset([], frame_counts, views)
         with open_input(video) as reader:
-            return dataset.clips(reader)
+            return reader.name, {count: clip[None] for count, clip in dataset.clips(reader).items()}
 
     def _dataset(self, paths: Sequence[Path], frame_counts: Sequence[int], views: str) -> ClipDataset:
         if views not in VIEWS:
@@ -290,9 +294,9 @@ class Recognizer:
             **self.checkpoint.sampling,
         )
 
-    def _classify(self, clips: Tensor) -> Tensor:
+    def _classify(self, clips: Tensor, names: Sequence[str] = ()) -> Tensor:
         with torch.inference_mode():
-            return classify_views(self.model, clips.to(self.device)).float().cpu()  # (B, K)
+            return classify_views(self.model, clips.to(self.device), names=names).cpu()  # (B, K)
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         """Of all classes together, or of each on its own where a video may show several."""

@@ -24,6 +24,7 @@ from frameflex.data.datasets import (
 from frameflex.data.transforms import EvalTransform
 from frameflex.models import FrameNorm, make_frame_flexible
 from frameflex.models.frame_flexible import add_norms
+from frameflex.models.tsm import classify_views
 
 
 def calibrate(
@@ -60,6 +61,7 @@ def calibrate(
         ValueError: if there are no videos, a count has norms of its own already, or the network has no norm
             with batch statistics.
         VideoError: if a video can't be decoded, or too many can't.
+        NotFinite: if the network gives NaN or infinite logits.
     """
     model, counts = checkpoint.model, sorted(set(frame_counts))
     taken = {*checkpoint.frame_counts, *model.frame_counts, *model.config.get("calibrated_counts", [])}
@@ -115,8 +117,9 @@ def calibrate(
         with torch.inference_mode(False), torch.no_grad():
             for batch in read_ahead(loader):
                 policy.add(batch.bad)
+                names = [videos[index].name for index in batch.indices.tolist()]
                 for count in counts if len(batch) else ():
-                    model(batch.clips[count].flatten(0, 1).to(device))
+                    classify_views(model, batch.clips[count].to(device), names=names)
                 done += len(batch) + len(batch.bad)
                 if on_progress:
                     on_progress(done, len(videos))

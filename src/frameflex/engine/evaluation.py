@@ -175,6 +175,7 @@ def evaluate(
     Raises:
         ValueError: if a video has no label or an argument is out of range.
         VideoError: at the first file that can't be decoded, unless skipped.
+        NotFinite: if the network gives NaN or infinite logits.
     """
     if views not in VIEWS:
         raise ValueError(f"views is {views!r}; expected one of {', '.join(VIEWS)}")
@@ -219,15 +220,16 @@ def evaluate(
                 done += len(batch.labels) + len(batch.bad)
                 if len(batch.labels):
                     logits = []
+                    names = [videos[index].name for index in batch.indices.tolist()]
                     for count in counts:
                         clips = batch.clips[count].to(device)  # (B, V, 3, T, H, W)
                         if not gflops[count]:
                             gflops[count] = clip_gflops(model, clips[0, :1])
                         start = _now(device)
                         with accelerator.autocast() if accelerator else torch.autocast("cpu", enabled=False):
-                            answer = classify_views(model, clips)
+                            answer = classify_views(model, clips, names=names)
                         seconds[count] += _now(device) - start
-                        logits.append(answer.float().cpu())
+                        logits.append(answer.cpu())
                     num_clips += len(batch.labels) * num_views * num_crops
                     kept += zip(
                         batch.indices.tolist(),

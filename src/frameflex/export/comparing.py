@@ -13,6 +13,7 @@ from frameflex.data.datasets import VideoList
 from frameflex.export.clips import VideoClips
 from frameflex.export.packages import ExportError
 from frameflex.export.running import ExportedModel, from_pixels
+from frameflex.models.finite import NotFinite, finite
 
 TOLERANCE = 1e-3  # of the largest logit; runtimes sum in another order and use other convolutions
 HALF_TOLERANCE = 3e-2  # float16 has 11 bits; a network of 50 layers loses some of them
@@ -28,7 +29,7 @@ def compare_logits(
         for each T and batch the largest difference and what was allowed.
 
     Raises:
-        ExportError: if a difference is larger than that.
+        ExportError: if a difference is larger than that, or a logit is NaN or infinite.
     """
     preprocessing, results = checkpoint.preprocessing, []
     tolerance = HALF_TOLERANCE if half else TOLERANCE
@@ -38,7 +39,8 @@ def compare_logits(
         for batch in _PARITY_BATCHES:
             pixels = torch.randint(0, 256, (batch, count, size, size, 3), dtype=torch.uint8)
             clip = from_pixels(pixels, preprocessing)
-            expected, got = _logits(checkpoint.model, clip), exported(clip)
+            expected = _numbers(_logits(checkpoint.model, clip), "the model", count)
+            got = _numbers(exported(clip), "the graph", count, half=half)
             allowed = tolerance * expected.abs().max().item()
             difference = (expected - got).abs().max().item() if got.shape == expected.shape else float("nan")
             results.append(
@@ -68,12 +70,12 @@ def compare_labels(
         the share of videos on which both agree; where all videos are labelled also the top-1 accuracy of each.
 
     Raises:
-        ExportError: if they agree on less than ``min_agreement``.
+        ExportError: if they agree on less than ``min_agreement``, or a logit is NaN or infinite.
     """
     agreed = before = after = 0
     for clip, label in VideoClips(checkpoint, videos, num_frames, num_workers=num_workers).labelled():
-        model = _logits(checkpoint.model, clip).argmax().item()
-        graph = exported(clip).argmax().item()
+        model = _numbers(_logits(checkpoint.model, clip), "the model", num_frames).argmax().item()
+        graph = _numbers(exported(clip), "the graph", num_frames).argmax().item()
         agreed, before, after = agreed + (model == graph), before + (model == label), after + (graph == label)
     result: dict[str, Any] = {
         "num_frames": num_frames,
@@ -89,6 +91,24 @@ def compare_labels(
             "of the kind that it will see, or ask for a smaller agreement"
         )
     return result
+
+
+def _numbers(logits: Tensor, whose: str, num_frames: int, *, half: bool = False) -> Tensor:
+    """Logits, if they are numbers: NaN agrees with nothing, and its largest is at index 0."""
+    try:
+        return finite(logits, num_frames=num_frames)
+    except NotFinite as error:
+        cause = (
+            "float16 ends at 65504, and this network needs more: export without half precision"
+            if half
+            else "expected finite numbers. Its weights are damaged, or 8 bits can't hold what happens in it"
+            if whose == "the graph"
+            else "expected finite numbers. Its weights are damaged, as after a training that diverged: use another "
+            "checkpoint"
+        )
+        raise ExportError(
+            f"{whose} gives NaN or infinite logits at {num_frames} frames; {cause}. Nothing was written"
+        ) from error
 
 
 def _logits(model: nn.Module, clip: Tensor) -> Tensor:

@@ -222,6 +222,11 @@ def _compare(step: CausalStep, run: Runner, batch: int, size: tuple[int, int]) -
         frame = torch.randn(batch, 3, *size, generator=generator)
         with torch.inference_mode():
             logits, expected_state = step(expected_state, frame)
+        if not all(bool(tensor.isfinite().all()) for tensor in (logits, *expected_state)):
+            raise ExportError(
+                "the model gives NaN or infinite logits or states; expected finite numbers. Its weights are damaged, "
+                "as after a training that diverged: use another checkpoint. Nothing was written"
+            )
         found = run(frame.numpy(), state)
         state = found[1:]
         for name, array, tensor in zip(

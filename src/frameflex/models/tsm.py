@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from frameflex.models.backbones import family_of, shift_sites
+from frameflex.models.finite import finite
 from frameflex.models.non_local import NON_LOCALS, NonLocal, TemporalPool
 from frameflex.models.temporal_shift import TemporalShift, at_num_frames, replace_module
 
@@ -219,13 +220,22 @@ class TSMResNet50(TSM):
         )
 
 
-def classify_views(model: nn.Module, clips: Tensor) -> Tensor:
-    """Logits ``(B, K)`` of videos, averaged over their views, clips ``(B, V, 3, T, H, W)``.
+def classify_views(model: nn.Module, clips: Tensor, *, names: Sequence[str] = ()) -> Tensor:
+    """Logits ``(B, K)`` of videos, float32, averaged over their views, clips ``(B, V, 3, T, H, W)``.
 
     The one way from clips to an answer: validation, ``evaluate`` and ``predict`` all call it.
+
+    Args:
+        model: what classifies clips.
+        clips: of B videos, V of each.
+        names: of the B videos, for the error.
+
+    Raises:
+        NotFinite: if the network gives NaN or infinite logits.
     """
-    logits = model(clips.flatten(0, 1))  # (B * V, K)
-    return logits.unflatten(0, clips.shape[:2]).mean(1)
+    logits = model(clips.flatten(0, 1)).float()  # (B * V, K)
+    mean = logits.unflatten(0, clips.shape[:2]).mean(1)
+    return finite(mean, num_frames=clips.shape[3], names=names)
 
 
 def _check_published_options(architecture: str, backbone: nn.Module) -> None:

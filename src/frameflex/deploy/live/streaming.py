@@ -20,6 +20,7 @@ from frameflex.data.transforms import EvalTransform
 from frameflex.deploy.long_videos.events import Event, EventDetector
 from frameflex.deploy.recognizer import Prediction, best_device
 from frameflex.models.causal import CausalStep, State
+from frameflex.models.finite import finite
 
 CONSENSUS = ("mean", "exponential", "window", "last")
 Frame = Tensor | np.ndarray
@@ -325,6 +326,7 @@ class StreamingRecognizer:
                 frames = clips[:, :, 0].to(self.device).contiguous(memory_format=torch.channels_last)
                 states = [stream.state or self._zeros for stream in streams]
                 logits, joined = self.step(_join(states), frames)
+                finite(logits, num_frames=1)
                 for row, stream in enumerate(streams):
                     stream.state = (
                         tuple(tensor[row : row + 1].clone() for tensor in joined) if streams[1:] else joined
@@ -343,12 +345,14 @@ class StreamingRecognizer:
             for number in ready:
                 held = self._streams[number].held
                 windows.append(torch.stack([held[i] for i in eval_indices(len(held), self.num_frames)], 1))
-            logits = self.model(torch.stack(windows).to(self.device))  # (n, K)
+            logits = self.model(torch.stack(windows).to(self.device)).float()  # (n, K)
+            finite(logits, num_frames=self.num_frames)
             return list(zip(ready, logits.float().cpu(), strict=True))
 
     def _answer(self, stream: _Stream, logits: Tensor) -> StreamPrediction:
         logits = logits.clone()
         mean = stream.average(logits, self.consensus, self.memory)
+        finite(mean[None], num_frames=self.num_frames)
         probabilities = mean.sigmoid() if self.checkpoint.multi_label else mean.softmax(-1)
         ended = stream.ended
         if stream.num_seen >= self.warm_up:
