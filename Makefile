@@ -14,8 +14,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q $(WORKERS) $(EXPORTS:%=--ignore=%)
 
-# In a process of their own, after the others: with the runtimes of exports in one process, pytest has been seen to end by
-# a signal in the middle of a later test, for a reason that is not known yet.
+# Apart, because they need more packages.
 test-exports: $(VENV)/.installed-export
 	@$(BIN)/pytest -q -m "not soak and not gpu and not network" $(EXPORTS)
 	@$(BIN)/pytest -q tests/test_streaming.py -k export

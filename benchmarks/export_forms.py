@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from frameflex.export.network import FlatShift, export_network
+from frameflex.export.packages import openvino_core
 from frameflex.models import TSMResNet50
 
 
@@ -235,9 +236,8 @@ def runner(path: Path, runtime: str) -> Callable[[np.ndarray], np.ndarray]:
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return lambda clip: session.run(None, {"clip": clip})[0]
-    import openvino
 
-    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     request = compiled.create_infer_request()
     return lambda clip: request.infer([clip])[0]
 

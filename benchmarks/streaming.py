@@ -78,7 +78,7 @@ def runners(folder: Path, backbone: str, backend: str, threads: int) -> dict[str
             arrays = [frame.numpy(), *(np.ascontiguousarray(tensor.numpy()) for tensor in state)]
             found[shift] = partial(session.run, None, dict(zip(names, arrays, strict=True)))
         else:
-            import openvino
+            from frameflex.export.packages import openvino_core
 
             hints = {
                 "PERFORMANCE_HINT": "LATENCY",
@@ -86,7 +86,7 @@ def runners(folder: Path, backbone: str, backend: str, threads: int) -> dict[str
                 "INFERENCE_PRECISION_HINT": "f32",
             }
             path = graph(folder, backbone, shift, backend, checkpoint)
-            request = openvino.Core().compile_model(str(path), "CPU", hints).create_infer_request()
+            request = openvino_core().compile_model(str(path), "CPU", hints).create_infer_request()
             arrays = [frame.numpy(), *(np.ascontiguousarray(tensor.numpy()) for tensor in state)]
             found[shift] = partial(request.infer, arrays, share_inputs=True, share_outputs=True)
     return found

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,3 +143,39 @@ def test_what_an_earlier_version_exported_still_loads_and_says_the_same(format):
     for count in (3,):
         clip = torch.sin(torch.arange(3 * count * 32 * 32, dtype=torch.float32)).view(1, 3, count, 32, 32)
         assert close(model(clip)[0], torch.tensor(expected[str(count)]))
+
+
+DROPS_TWO_GRAPHS_AND_HANDLES_A_SIGNAL = """
+import gc, os, signal, sys
+import torch
+from frameflex.export.running import load_exported
+
+
+
+def graph():
+    loaded = load_exported(sys.argv[1])
+    size = loaded.preprocessing.crop_size
+    loaded.model(torch.zeros(1, 3, 3, size, size))
+    return loaded
+
+
+first, second = graph(), graph()
+del first
+gc.collect()
+del second
+gc.collect()
+another = __import__("openvino").Core()  # as nncf makes one
+another.get_property("CPU", "FULL_DEVICE_NAME")
+del another
+gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals of POSIX")
+def test_signals_are_handled_after_openvino_graphs_are_gone():
+    needs("openvino")
+    script = [sys.executable, "-c", DROPS_TWO_GRAPHS_AND_HANDLES_A_SIGNAL, str(DATA / "exported_openvino")]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

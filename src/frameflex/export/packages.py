@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from types import ModuleType
+from typing import Any
 
 from frameflex.checkpoint import CheckpointError
 
@@ -22,6 +24,20 @@ def needed(name: str, what: str) -> ModuleType:
         raise ExportError(
             f"{what} needs the package {package} ({error}). Install it: pip install 'frameflex[{extra}]'"
         ) from error
+
+
+@cache
+def openvino_core() -> Any:
+    """The one `openvino.Core` of this process, which is never let go.
+
+    OpenVINO's CPU plugin gives the thread that loads it an alternate signal stack, and takes the memory away when its
+    core goes. Of two cores that live at once the first one's memory stays in use after it is gone, and so it is where
+    another thread drops the last reference: the next signal with a handler (Ctrl-C, a worker of torch's loader that
+    ends) then kills the process. A core that stays, and is there before others, keeps its stack.
+    """
+    core = needed("openvino", "running an OpenVINO file").Core()
+    core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin now
+    return core
 
 
 def first_line(error: Exception) -> str:

@@ -9,12 +9,12 @@ import numpy as np
 from torch import Tensor
 
 from frameflex.export.clips import VideoClips
-from frameflex.export.packages import needed
+from frameflex.export.packages import needed, openvino_core
 
 
 def _quantize_openvino(path: Path, clips: VideoClips, to_input: Callable[[Tensor], Tensor]) -> None:
     openvino, nncf = needed("openvino", "int8"), needed("nncf", "int8 in OpenVINO")
-    model = openvino.Core().read_model(path)
+    model = openvino_core().read_model(path)
     data = nncf.Dataset(clips, lambda clip: to_input(clip).numpy())
     quantized = nncf.quantize(model, data, subset_size=len(clips), fast_bias_correction=True)
     del model  # it maps the file that is written now

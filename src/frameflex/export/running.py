@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from frameflex.checkpoint import Checkpoint
 from frameflex.data.transforms import Preprocessing
 from frameflex.export.manifest import read_manifest
-from frameflex.export.packages import ExportError, first_line, needed
+from frameflex.export.packages import ExportError, first_line, needed, openvino_core
 
 
 class ExportedModel(nn.Module):
@@ -169,7 +169,7 @@ def _run_openvino(path: Path, precision: str) -> Callable[[np.ndarray], np.ndarr
     # Left alone, OpenVINO computes in bfloat16 on CPUs that have it: faster, but not what a float32 model says.
     options = {} if precision == "half" else {"INFERENCE_PRECISION_HINT": "f32"}
     try:
-        compiled = openvino.Core().compile_model(str(path), "CPU", options)
+        compiled = openvino_core().compile_model(str(path), "CPU", options)
     except RuntimeError as error:
         raise ExportError(
             f"export {path}: openvino {openvino.__version__} can't run it ({first_line(error)}). Update it: "

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.export.manifest import describe, write_manifest
-from frameflex.export.packages import ExportError, first_line, needed
+from frameflex.export.packages import ExportError, first_line, needed, openvino_core
 from frameflex.models.causal import CausalStep
 
 STEP_FORMATS = {"onnx": "step.onnx", "openvino": "step.xml"}
@@ -144,10 +144,9 @@ def open_step(path: str | Path) -> Runner:
             session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
             names = [tensor.name for tensor in session.get_inputs()]
             return lambda frame, state: session.run(None, dict(zip(names, [frame, *state], strict=True)))
-        openvino = needed("openvino", "running an OpenVINO file")
         # Left alone, OpenVINO computes in bfloat16 on CPUs that have it, which is not what a float32 model says.
         request = (
-            openvino.Core()
+            openvino_core()
             .compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
             .create_infer_request()
         )
