@@ -262,6 +262,15 @@ def test_every_file_that_the_readme_links_to_is_there():
         assert target.startswith("https://") or os.path.exists(ROOT / target), f"README.md: no file {target}"
 
 
+def test_every_target_of_make_that_a_page_names_exists():
+    targets = set(
+        re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    )
+    for page in (*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / ".ci/run"):
+        named = re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert set(named) <= targets, f"{page.name}: no target {sorted(set(named) - targets)}"
+
+
 def test_every_place_that_contributing_names_is_there():
     table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("| to add or change |")[1]
     named = re.findall(r"`([\w/.-]+(?:/|\.py|\.md|\.yml))`", table.split("\n\n")[0])
