@@ -39,18 +39,16 @@ class Dangerous:
         return os.mkdir, (self.place,)
 
 
-def test_a_file_that_needs_code_is_refused_unless_its_author_is_trusted(tmp_path, capsys):
+def test_a_file_that_asks_for_code_is_read_without_it_unless_its_author_is_trusted(tmp_path, capsys):
     danger = Dangerous()
     danger.place = str(tmp_path / "was run")
     torch.save({"state_dict": resnet(18, 4).state_dict(), "extra": danger}, tmp_path / "a.pth")
     arguments = ["convert", str(tmp_path / "a.pth"), "--to", str(tmp_path / "out.safetensors")]
-    assert main(arguments) == 1
-    error = capsys.readouterr().err
-    assert "mkdir" in error
-    assert "--trust-pickle" in error
-    assert "anything that you can do" in error
+    assert main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "left unread, as code would be needed, and none was run: posix.mkdir (1)" in told
+    assert "BEWARE: the file asks to run posix.mkdir" in told
     assert not (tmp_path / "was run").exists()
-    assert not (tmp_path / "out.safetensors").exists()
     assert main([*arguments, "--trust-pickle"]) == 0
     assert (tmp_path / "was run").exists()
     assert "code inside the file may run" in capsys.readouterr().err

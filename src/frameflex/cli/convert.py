@@ -56,8 +56,16 @@ def run(argv: list[str], console: Any) -> int:
     parser.add_argument(
         "--trust-pickle",
         action="store_true",
-        help="DANGER: let FILE run any code it likes on this machine while it is read. Only for files whose author "
-        "you trust as you trust a program that you start",
+        help="DANGER, and hardly ever needed: let FILE run any code it likes on this machine while it is read. Only "
+        "for files whose author you trust as you trust a program that you start",
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="averaged weights, where the file has others beside them"
+    )
+    parser.add_argument(
+        "--allow-nan",
+        action="store_true",
+        help="take weights that are NaN or infinite (default: refuse them)",
     )
     parser.add_argument("--json", action="store_true", help="what was found as JSON on standard output")
     args = parser.parse_args(argv)
@@ -88,6 +96,8 @@ def run(argv: list[str], console: Any) -> int:
         preprocessing=changed,
         license=args.license,
         trust_pickle=args.trust_pickle,
+        ema=args.ema,
+        allow_nan=args.allow_nan,
     )
     save_checkpoint(args.to, conversion.checkpoint)
     if args.json:

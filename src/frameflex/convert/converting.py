@@ -14,7 +14,7 @@ from frameflex.convert import ffn, mit, mmaction2, timm, torchvision
 from frameflex.convert.assembling import Conversion, assemble
 from frameflex.convert.class_names import check_class_names
 from frameflex.convert.network import Network
-from frameflex.convert.reading import ConversionError, Hints, is_own, read_file, state_dict
+from frameflex.convert.reading import ConversionError, Hints, is_own, read_content, state_dict
 
 # Asked in this order; a new code base is a file with `recognise`, and a row here.
 CODE_BASES: tuple[tuple[str, Callable[[Mapping[str, Tensor], Hints], Network | None]], ...] = (
@@ -39,6 +39,8 @@ def convert(
     preprocessing: Mapping[str, Any] | None = None,
     license: str = "",
     trust_pickle: bool = False,
+    ema: bool = False,
+    allow_nan: bool = False,
 ) -> Conversion:
     """Turn a checkpoint of another code base into one of ours, with every tensor accounted for.
 
@@ -60,10 +62,12 @@ def convert(
         preprocessing: fields of `Preprocessing` that differ from its code base's own.
         license: of the weights, to be kept with them.
         trust_pickle: let the file run code while it is read.
+        ema: take averaged weights where the file has others beside them.
+        allow_nan: take weights with values that are NaN or infinite.
 
     Raises:
         ConversionError: if the file is of no known kind, or a tensor is left over, missing or of another shape (all
-            are listed), or it holds objects that only code can read.
+            are listed), or a weight is NaN or infinite.
         FileNotFoundError: if there is no such file.
     """
     path = Path(path)
@@ -71,13 +75,13 @@ def convert(
         raise FileNotFoundError(f"checkpoint {path}: no such file")
     if is_own(path):
         return _renew(path, class_names, preprocessing, license)
-    content = read_file(path, trust_pickle=trust_pickle)
-    state = state_dict(path, content)
+    content, unread = read_content(path, trust_pickle=trust_pickle)
+    state, taken = state_dict(path, content, ema=ema, allow_nan=allow_nan)
     hints = Hints(content, backbone=backbone, shift=shift, shift_div=shift_div, non_local=non_local)
     network = next((found for _, recognise in CODE_BASES if (found := recognise(state, hints))), None)
     if network is None:
         raise ConversionError(_unknown_kind(path, state))
-    return assemble(
+    conversion = assemble(
         path,
         network,
         class_names=class_names,
@@ -86,6 +90,8 @@ def convert(
         preprocessing=preprocessing,
         license=license,
     )
+    conversion.notes += taken + unread
+    return conversion
 
 
 def _renew(
