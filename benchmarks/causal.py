@@ -50,7 +50,7 @@ def run(shift: str, seed: int, data: Path, output: Path, epochs: int | None) -> 
 
 
 def _train(shift: str, seed: int, data: Path, folder: Path, epochs: int | None) -> None:
-    from frameflex.cli.train import parse_recipe
+    from frameflex.engine.recipe_files import parse_recipe
     from frameflex.engine.training import train
 
     recipe, _ = parse_recipe(["motion.yaml"])

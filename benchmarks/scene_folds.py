@@ -44,7 +44,7 @@ def deal(rows: list[dict[str, str]], folds: int) -> list[set[str]]:
 def run(name: str, fold: int, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train and measure one network on one fold."""
     from frameflex.checkpoint import load_checkpoint
-    from frameflex.cli.train import parse_recipe
+    from frameflex.engine.recipe_files import parse_recipe
     from frameflex.engine.training import train
 
     folder = args.output / f"{name.replace(' ', '_')}-fold{fold}-seed{seed}"

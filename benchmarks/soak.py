@@ -107,7 +107,9 @@ def recipe(folder: Path, name: str, epochs: int, backbone: str) -> Path:
 def start(path: Path) -> ForkServerProcess:
     """The training command in a process of its own; a server that has imported everything makes it, to save time."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["frameflex.cli.train", "frameflex.console", "frameflex.engine.training"])
+    server.set_forkserver_preload(
+        ["frameflex.engine.recipe_files", "frameflex.console", "frameflex.engine.training"]
+    )
     process = server.Process(target=train_command, args=(str(path),))
     process.start()
     return process

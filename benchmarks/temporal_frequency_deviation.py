@@ -50,10 +50,10 @@ def run(
 ) -> None:
     """Train one network and measure it in every way; writes ``results.json`` last."""
     from frameflex.checkpoint import load_checkpoint
-    from frameflex.cli.train import parse_recipe
     from frameflex.data.datasets import load_split
     from frameflex.engine.calibration import calibrate
     from frameflex.engine.evaluation import evaluate
+    from frameflex.engine.recipe_files import parse_recipe
     from frameflex.engine.training import train
     from frameflex.models.frame_flexible import serve_untrained
 

@@ -12,8 +12,8 @@ from helpers import bar_folder, tiny_recipe
 from frameflex.cli import VERBS, main
 from frameflex.cli.evaluate import short_names
 from frameflex.cli.options import frame_counts
-from frameflex.cli.train import bundled_recipes, find_recipe, parse_recipe
 from frameflex.engine.recipe import RecipeError
+from frameflex.engine.recipe_files import bundled_recipes, find_recipe, parse_recipe
 from frameflex.engine.training import train
 
 
@@ -347,7 +347,7 @@ def test_of_several_processes_only_the_first_talks(trained, tmp_path, capsys, mo
 
 def test_a_stopped_demo_says_where_things_are_and_promises_no_resuming(tmp_path, capsys, monkeypatch):
     from frameflex import demo
-    from frameflex.engine.training import Interrupted
+    from frameflex.engine.watching import Interrupted
 
     def stop(output, **_):
         raise Interrupted(output / "tsm" / "last.safetensors")

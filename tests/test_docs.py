@@ -28,7 +28,7 @@ from helpers import bar_folder, moving_bar, tiny_recipe, write_video
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from frameflex.cli import VERBS, main
-from frameflex.cli.train import parse_recipe
+from frameflex.engine.recipe_files import parse_recipe
 from frameflex.engine.training import train
 from frameflex.models import create_model
 from frameflex.motion.rendering import render

@@ -13,7 +13,8 @@ from frameflex.checkpoint import CheckpointError, load_checkpoint
 from frameflex.data.datasets import load_split
 from frameflex.deploy.recognizer import Recognizer
 from frameflex.engine.evaluation import Evaluation, clip_gflops, evaluate, load_networks
-from frameflex.engine.training import Watcher, train
+from frameflex.engine.training import train
+from frameflex.engine.watching import Watcher
 from frameflex.models import TSMResNet50
 from frameflex.video.reader import VideoError
 

@@ -10,7 +10,6 @@ from helpers import bar_folder, moving_bar, tiny_recipe, write_video
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from frameflex.cli import main
-from frameflex.cli.train import parse_recipe
 from frameflex.data.datasets import VideoList, VideoRecord
 from frameflex.data.label_sets import split_label_sets, with_nothing
 from frameflex.data.transforms import Preprocessing
@@ -28,7 +27,10 @@ from frameflex.engine.loading import EpochBatches
 from frameflex.engine.objective import FrameFlexibleObjective
 from frameflex.engine.optimization import build_optimizer, parameter_groups
 from frameflex.engine.recipe import RecipeError
-from frameflex.engine.training import build_model, find_videos, train
+from frameflex.engine.recipe_files import parse_recipe
+from frameflex.engine.starting import build_model
+from frameflex.engine.task import find_videos
+from frameflex.engine.training import train
 from frameflex.models import TemporalShift, create_model
 
 

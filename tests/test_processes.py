@@ -24,8 +24,9 @@ from frameflex.models.synced_norm import sync_norms
 
 SCRIPT = """
 import json, os, signal, sys
-from frameflex.cli.train import parse_recipe
-from frameflex.engine.training import Interrupted, Watcher, train
+from frameflex.engine.recipe_files import parse_recipe
+from frameflex.engine.watching import Interrupted, Watcher
+from frameflex.engine.training import train
 
 def press(report):  # in one of the processes only
     if os.environ["RANK"] == "1" and report.step == 1:
@@ -145,8 +146,9 @@ def test_torchrun_has_the_loss_curve_of_one_process_with_synchronised_norms(tmp_
 MEASURE = """
 import os, sys
 import torch
-from frameflex.cli.train import parse_recipe
-from frameflex.engine.training import Watcher, train
+from frameflex.engine.recipe_files import parse_recipe
+from frameflex.engine.watching import Watcher
+from frameflex.engine.training import train
 
 def note(epoch, measured, best):
     torch.save((measured.names, measured.logits), recipe.output + "-" + os.environ["RANK"] + ".pt")

@@ -19,7 +19,7 @@ from frameflex.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from frameflex.data.transforms import EvalTransform, Preprocessing
 from frameflex.deploy.live.streaming import StreamingRecognizer
 from frameflex.deploy.recognizer import Recognizer
-from frameflex.engine.training import build_model
+from frameflex.engine.starting import build_model
 from frameflex.models import CausalStep, create_model
 from frameflex.video.reader import open_video
 

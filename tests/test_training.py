@@ -19,8 +19,12 @@ from frameflex.engine.loading import EpochBatches, LoaderClock
 from frameflex.engine.memory import saved_for_backward
 from frameflex.engine.optimization import build_optimizer, learning_rate_factor, parameter_groups
 from frameflex.engine.recipe import RecipeError
+from frameflex.engine.run import Run
 from frameflex.engine.run_folder import cut_log
-from frameflex.engine.training import Interrupted, Watcher, hold_out, train
+from frameflex.engine.run_state import restore, state_of
+from frameflex.engine.task import hold_out
+from frameflex.engine.training import train
+from frameflex.engine.watching import Interrupted, Watcher
 from frameflex.models import TSM
 from frameflex.video.reader import VideoError
 
@@ -217,9 +221,9 @@ def test_gradients_are_clipped_with_mixed_precision_too(bars, tmp_path):
 def test_accumulating_gradients_equals_a_larger_batch_where_no_norm_looks_at_the_batch(
     bars, tmp_path, monkeypatch
 ):
-    from frameflex.engine import training
+    from frameflex.engine import run as running
 
-    def frozen(recipe, classes, build=training.build_model):
+    def frozen(recipe, classes, build=running.build_model):
         model = build(recipe, classes)
         for m in model.modules():
             if isinstance(m, torch.nn.BatchNorm2d):
@@ -227,7 +231,7 @@ def test_accumulating_gradients_equals_a_larger_batch_where_no_norm_looks_at_the
                 m.training = False
         return model
 
-    monkeypatch.setattr(training, "build_model", frozen)
+    monkeypatch.setattr(running, "build_model", frozen)
     for name, batch_size, accumulate in (("large", 6, 1), ("small", 3, 2)):
         recipe = tiny_recipe(bars, tmp_path / name, epochs=1, batch_size=batch_size, accumulate=accumulate)
         recipe.model.dropout = 0.0
@@ -346,7 +350,7 @@ def test_a_checkpoint_starts_another_run_and_keeps_rows_of_classes_of_the_same_n
             target.mkdir(parents=True)
             for folder in (bars / split).iterdir():
                 (target / (new if folder.name == old else folder.name)).symlink_to(folder)
-    from frameflex.engine.training import build_model
+    from frameflex.engine.starting import build_model
 
     recipe = tiny_recipe(tmp_path / "other", tmp_path / "second", epochs=1)
     recipe.model.init = str(path)
@@ -520,9 +524,7 @@ def test_leftovers_of_dead_writers_are_removed_and_those_of_living_ones_are_not(
 
 
 def test_the_state_of_loss_scaling_comes_back(bars, tmp_path):
-    from frameflex.engine.training import _Run
-
-    run = _Run.__new__(_Run)
+    run = Run.__new__(Run)
     run.model = TSM("test_resnet", num_classes=2)
     run.optimizer, run.average, run.values = torch.optim.SGD(run.model.parameters(), 0.1), None, {"step": 3}
 
@@ -532,10 +534,10 @@ def test_the_state_of_loss_scaling_comes_back(bars, tmp_path):
     run.accelerator = Accelerator()
     run.accelerator.scaler.scale(torch.zeros(1))
     run.accelerator.scaler.update(new_scale=4.0)
-    state = run._state()
+    state = state_of(run)
     kept = type(state)(json.loads(json.dumps(state.values)), state.tensors)
     run.accelerator.scaler = torch.amp.GradScaler("cpu")
-    run._restore(kept)
+    restore(run, kept)
     assert run.accelerator.scaler.get_scale() == 4.0
 
 

@@ -18,8 +18,8 @@ from typing import Any, get_type_hints
 import docstring_parser
 
 from frameflex.cli import VERBS, main
-from frameflex.cli.train import bundled_recipes
 from frameflex.engine.recipe import Recipe
+from frameflex.engine.recipe_files import bundled_recipes
 
 DATA_COMMANDS = "data"  # the one verb that has verbs of its own
 

@@ -23,7 +23,7 @@ from rich.progress import (
 
 if TYPE_CHECKING:  # what training needs weighs 100 MB, which who watches a long video can do without
     from frameflex.engine.evaluation import Evaluation
-    from frameflex.engine.training import StepReport, Watcher
+    from frameflex.engine.watching import StepReport, Watcher
 
 LINE_EVERY_SECONDS = 10.0  # where there is no terminal to draw a bar on
 
@@ -79,7 +79,7 @@ def progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]
 @contextlib.contextmanager
 def training_progress(console: Console, num_epochs: int) -> Iterator[Watcher]:
     """A `Watcher` that shows loss, accuracy, clips a second, how busy the loader keeps the network, and time left."""
-    from frameflex.engine.training import Watcher
+    from frameflex.engine.watching import Watcher
 
     with _bar(console, " ") as update:
 

@@ -11,12 +11,12 @@ from rich.console import Console
 
 from frameflex import report
 from frameflex.checkpoint import Checkpoint, load_checkpoint
-from frameflex.cli.train import parse_recipe
 from frameflex.console import leave_cores_to_workers, progress, training_progress
 from frameflex.data.datasets import VideoList, load_split
 from frameflex.deploy.recognizer import Recognizer
 from frameflex.engine.evaluation import Evaluation, evaluate
 from frameflex.engine.recipe import Recipe
+from frameflex.engine.recipe_files import parse_recipe
 from frameflex.engine.training import train
 from frameflex.motion.rendering import render
 

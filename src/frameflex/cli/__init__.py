@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader of our output went away, as `head` does
         return 141
     except Exception as error:
-        from frameflex.engine.training import Interrupted
+        from frameflex.engine.watching import Interrupted
 
         if isinstance(error, Interrupted):
             return fail(str(error), status=130)

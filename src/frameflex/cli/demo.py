@@ -27,7 +27,7 @@ def run(argv: list[str], console: Any) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of data and training (default: 0)")
     args = parser.parse_args(argv)
     from frameflex.demo import demo
-    from frameflex.engine.training import Interrupted
+    from frameflex.engine.watching import Interrupted
 
     try:
         demo(args.output, quick=args.quick, seed=args.seed, console=console)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
-from collections.abc import Sequence
-from difflib import get_close_matches
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from frameflex.engine.recipe_files import parse_recipe
 
 
 def run(argv: list[str], console: Any) -> int:
@@ -28,68 +26,3 @@ def run(argv: list[str], console: Any) -> int:
     for path in paths:
         print(path)  # noqa: T201
     return 0
-
-
-def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
-    """``RECIPE.yaml [--key value …] [--resume]`` into a Recipe and whether to resume.
-
-    Raises:
-        RecipeError: on an unknown key, with the one that was probably meant, or a value of the wrong kind.
-        FileNotFoundError: if there is no such recipe, in the file system or among the bundled ones.
-        SystemExit: after --help.
-    """
-    import jsonargparse
-
-    from frameflex.engine.recipe import Recipe, RecipeError, check_key, check_keys, known_keys, read_yaml
-
-    class RecipeParser(jsonargparse.ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise RecipeError(" ".join(message.split()).replace("Parser key", "key"))
-
-    parser = RecipeParser(
-        prog="frameflex train",
-        usage="frameflex train RECIPE.yaml [--key value ...] [--resume]",
-        description="Train a network as a recipe says. RECIPE.yaml is a file, or the name of a bundled recipe: "
-        f"{', '.join(path.name for path in bundled_recipes())}. Any key of it can be given as an option.",
-    )
-    parser.add_argument("--recipe", action="config", help="the recipe, where it isn't the first argument")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --output, or start it")
-    parser.add_class_arguments(Recipe)
-    arguments = list(argv)
-    if arguments and not arguments[0].startswith("-"):
-        arguments[0:1] = ["--recipe", arguments[0]]
-    for i, argument in enumerate(arguments):
-        if argument == "--recipe" and i + 1 < len(arguments):
-            path = find_recipe(arguments[i + 1])
-            arguments[i + 1] = str(path)
-            check_keys(read_yaml(path), str(path))
-        elif argument.startswith("--") and argument not in ("--recipe", "--resume", "--help"):
-            key = argument[2:].split("=")[0].rstrip("+")
-            if not key.startswith("print_config"):
-                check_key(key, [*known_keys(), "resume"], "command line")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module="jsonargparse")
-        parsed = parser.parse_args(arguments)
-        recipe = parser.instantiate(parsed)
-    values = {name: recipe[name] for name in Recipe.__dataclass_fields__}
-    return Recipe(**values), bool(parsed.resume)
-
-
-def bundled_recipes() -> list[Path]:
-    """The recipes that come with frameflex, sorted by name."""
-    installed = Path(__file__).parents[1] / "recipes"
-    folder = installed if installed.is_dir() else Path(__file__).parents[3] / "recipes"  # a source tree
-    return sorted(folder.glob("*.yaml"))
-
-
-def find_recipe(name: str) -> Path:
-    """A recipe's path: a file, or one of the bundled recipes by name, with or without ``.yaml``."""
-    if Path(name).is_file():
-        return Path(name)
-    bundled = {path.name: path for path in bundled_recipes()}
-    for candidate in (name, f"{name}.yaml"):
-        if candidate in bundled:
-            return bundled[candidate]
-    close = get_close_matches(name, bundled, n=1)
-    hint = f"Did you mean {close[0]}?" if close else f"Bundled ones are {', '.join(bundled)}"
-    raise FileNotFoundError(f"recipe {name}: no such file. {hint}")
