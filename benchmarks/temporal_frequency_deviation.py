@@ -107,9 +107,9 @@ def run(
     if name == "FFN" or name.startswith("TSM"):
         training_videos = load_split(data, "train")
         others = [count for count in FRAMES if count not in checkpoint.frame_counts]
-        calibrate(
-            checkpoint, training_videos.subset(range(min(CALIBRATION_VIDEOS, len(training_videos)))), others
-        )
+        number = min(CALIBRATION_VIDEOS, len(training_videos))
+        spread = [i * len(training_videos) // number for i in range(number)]  # of every class
+        calibrate(checkpoint, training_videos.subset(spread), others)
         results.append(measure(CALIBRATED))
     values = {"name": name, "seed": seed, "epochs": recipe.training.epochs, "results": results}
     (folder / "results.json").write_text(json.dumps(values))

@@ -9,7 +9,7 @@ from torch import nn
 
 from frameflex.engine.objective import FrameFlexibleObjective
 from frameflex.models import TSM, FrameNorm, FrameScale, create_model, make_frame_flexible
-from frameflex.models.frame_flexible import nearest_count
+from frameflex.models.frame_flexible import add_norms, blend_weight, nearest_count, serve_untrained
 from frameflex.models.temporal_shift import TemporalShift
 
 COUNTS = (2, 4, 8)
@@ -263,3 +263,56 @@ def test_gradients_of_one_step_equal_the_sum_of_the_parts():
         )
     for name, gradient in gradients(*parts).items():
         torch.testing.assert_close(gradient, together[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_count_added_to_a_blended_network_starts_between_its_neighbours():
+    model = create_model("test_resnet", num_classes=2, frame_counts=(2, 8), untrained="blend").eval()
+    norms = model.backbone.bn1.norms
+    norms["2"].running_mean.fill_(1.0)
+    norms["8"].running_mean.fill_(3.0)
+    clip = torch.randn(1, 3, 4, 32, 32)
+    with torch.no_grad():
+        before = model(clip)
+        add_norms(model, [4])
+        torch.testing.assert_close(model(clip), before)
+    assert norms["4"].running_mean.unique().tolist() == [2.0]
+    assert norms["2"].running_mean.unique().tolist() == [1.0]
+    assert all(isinstance(p, torch.nn.Parameter) for p in norms["4"].parameters())
+    assert len(list(norms["4"].parameters())) == 2
+
+
+def test_blending_interpolates_in_log_t():
+    assert blend_weight((4, 8, 16), 8) == (8, 8, 0.0)
+    assert blend_weight((4, 8, 16), 2) == (4, 4, 0.0)
+    assert blend_weight((4, 8, 16), 40) == (16, 16, 0.0)
+    below, above, weight = blend_weight((4, 16), 8)
+    assert (below, above) == (4, 16)
+    assert weight == pytest.approx(0.5)
+
+
+def test_a_blended_network_equals_a_plain_one_with_interpolated_parts():
+    model = flexible(counts=(2, 8)).eval()
+    clip = torch.randn(1, 3, 4, 32, 32)
+    nearest = model(clip)
+    serve_untrained(model, "blend")
+    expected = flexible(counts=(2, 8))
+    for name, tensor in [*expected.named_parameters(), *expected.named_buffers()]:
+        if "norms.8." in name or name.endswith("scales.8"):
+            other = model.get_buffer(name.replace("norms.8.", "norms.2.")) if "running" in name else None
+            if other is None and tensor.is_floating_point():
+                other = model.get_parameter(
+                    name.replace("norms.8.", "norms.2.").replace("scales.8", "scales.2")
+                )
+            if other is not None:
+                tensor.data = (tensor.data + other.data) / 2
+    with torch.no_grad():
+        got = model(clip)
+        torch.testing.assert_close(got, plain_twin(expected, 8).eval()(clip), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(got, nearest)
+    again = create_model(**model.config)
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again.eval()(clip), got)
+    model.train()
+    assert (
+        model.backbone.bn1.at_num_frames(4) is model.backbone.bn1.norms["2"]
+    )  # training: nearest, on its own scale
