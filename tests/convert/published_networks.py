@@ -264,3 +264,25 @@ def reference_keys(source):
                 keys |= dict.fromkeys(scales, (shape[1], 1, 1, 1))
         keys |= head
     return {f"module.{key}": shape for key, shape in keys.items()}
+
+
+def published_tensors(row, *, num_classes=None):
+    """The tensors of the file behind published weights: mmaction2's names, shapes, and values by the reference's rule."""
+    num_classes = num_classes or len(row.class_names)
+    with torch.device("meta"):
+        if row.backbone == "mobilenetv2_100":
+            model = mobilenet(row.num_frames, draw=False)
+        else:
+            depth = int(row.backbone.removeprefix("resnet"))
+            every = 2 if depth == 101 else 1
+            attends = row.non_local != "none"
+            model = resnet(depth, row.num_frames, non_local=attends, every=every, draw=False)
+    state = {mmaction2_name(key): tuple(value.shape) for key, value in model.state_dict().items()}
+    if row.non_local == "gaussian":
+        state = {k: shape for k, shape in state.items() if ".theta." not in k and ".phi." not in k}
+    state = {k: (num_classes, *shape[1:]) if "fc_cls" in k else shape for k, shape in state.items()}
+    made = {key: reference_tensor(key, shape) for key, shape in state.items()}
+    # Products of random features without a softmax would grow from block to block.
+    return {
+        key: v * 0.01 if row.non_local == "dot_product" and ".theta." in key else v for key, v in made.items()
+    }

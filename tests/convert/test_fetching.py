@@ -1,63 +1,21 @@
 """Published weights by name: every row of the table converts, and what isn't what its row says is refused."""
 
-import hashlib
 import json
 import re
-from dataclasses import replace
 from importlib import resources
 
 import pytest
 import torch
 import torchvision
 from helpers import moving_bar, write_video
-from published_networks import mmaction2_name, mobilenet, reference_tensor, resnet
+from published_networks import published_tensors as tensors
 
 import frameflex
 from frameflex.checkpoint import CheckpointError, cache_folder, load_checkpoint, published
-from frameflex.checkpoint.published import Published
 from frameflex.cli import main
 
 ROWS = published.published()
 SMALL = "tsm_mobilenetv2.k400_8f"
-
-
-def tensors(row: Published, *, num_classes=None):
-    """The tensors of the file behind a row: mmaction2's names and shapes, values by the rule of the reference."""
-    num_classes = num_classes or len(row.class_names)
-    with torch.device("meta"):
-        if row.backbone == "mobilenetv2_100":
-            model = mobilenet(row.num_frames, draw=False)
-        else:
-            depth = int(row.backbone.removeprefix("resnet"))
-            every = 2 if depth == 101 else 1
-            attends = row.non_local != "none"
-            model = resnet(depth, row.num_frames, non_local=attends, every=every, draw=False)
-    state = {mmaction2_name(key): tuple(value.shape) for key, value in model.state_dict().items()}
-    if row.non_local == "gaussian":
-        state = {k: shape for k, shape in state.items() if ".theta." not in k and ".phi." not in k}
-    state = {k: (num_classes, *shape[1:]) if "fc_cls" in k else shape for k, shape in state.items()}
-    made = {key: reference_tensor(key, shape) for key, shape in state.items()}
-    # Products of random features without a softmax would grow from block to block.
-    return {
-        key: v * 0.01 if row.non_local == "dot_product" and ".theta." in key else v for key, v in made.items()
-    }
-
-
-@pytest.fixture
-def serve(web, tmp_path, monkeypatch):
-    """Let the server of the test offer a file as that of a row."""
-
-    def serve(name, content):
-        if not isinstance(content, bytes):
-            torch.save(content, tmp_path / "file.pth")
-            content = (tmp_path / "file.pth").read_bytes()
-        web.files[f"{name}.pth"] = content
-        digest = hashlib.sha256(content).hexdigest()
-        row = replace(ROWS[name], address=f"{web.address}{name}.pth", sha256=digest[:8])
-        monkeypatch.setattr(published, "published", lambda: ROWS | {name: row})
-        return row
-
-    return serve
 
 
 def kept():
@@ -139,6 +97,7 @@ def test_three_lines_give_a_label_and_the_second_time_nothing_is_fetched(serve, 
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_a_name_stands_wherever_a_checkpoint_does(serve, web, tmp_path, capsys):
     serve(SMALL, {"state_dict": tensors(ROWS[SMALL])})
     names = ROWS[SMALL].class_names[:2]

@@ -136,6 +136,7 @@ def run(argv: list[str], console: Any) -> int:
             "checkpoint": str(path),
             "data": str(args.data),
             **one.to_dict(),
+            **({"published": found} if (found := networks[name].metrics.get("published")) else {}),
             **({"adaptive": asdict(adaptive[name])} if adaptive else {}),
         }
         for (name, one), path in zip(measured.items(), args.checkpoints, strict=True)
@@ -145,6 +146,9 @@ def run(argv: list[str], console: Any) -> int:
     else:
         out = Console(highlight=False)
         out.print(report.accuracy_table(measured))
+        for name, one in measured.items():
+            for line in report.published_lines(one, networks[name].metrics):
+                out.print(line if len(measured) == 1 else f"{name}: {line}", markup=False, soft_wrap=True)
         if args.compare:
             out.print(report.comparison_table(measured))
         for name, found in adaptive.items():

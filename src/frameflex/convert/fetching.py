@@ -77,5 +77,8 @@ def _convert(weights: Published, source: Path) -> Conversion:
     if config["shift"] != "bidirectional":
         raise ValueError("it has no shift")
     conversion.checkpoint.source = f"{weights.address} ({weights.terms})"
-    conversion.checkpoint.metrics = {"published": [dict(metric) for metric in weights.metrics]}
+    figures = [
+        {"data": weights.data, "num_frames": weights.num_frames, **metric} for metric in weights.metrics
+    ]
+    conversion.checkpoint.metrics = {"published": figures}
     return conversion

@@ -2,6 +2,7 @@
 
 from frameflex.report.files import write_json, write_predictions
 from frameflex.report.plots import plot_accuracy, plot_adaptive, plot_confusion, save_figure
+from frameflex.report.published import published_lines
 from frameflex.report.tables import (
     accuracy_table,
     adaptive_sentence,
@@ -19,6 +20,7 @@ __all__ = [
     "plot_accuracy",
     "plot_adaptive",
     "plot_confusion",
+    "published_lines",
     "save_figure",
     "write_json",
     "write_predictions",
