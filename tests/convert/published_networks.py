@@ -267,7 +267,7 @@ def reference_keys(source):
 
 
 def published_tensors(row, *, num_classes=None):
-    """The tensors of the file behind published weights: mmaction2's names, shapes, and values by the reference's rule."""
+    """The tensors of the file behind published weights: mmaction2's names and shapes, the reference's values."""
     num_classes = num_classes or len(row.class_names)
     with torch.device("meta"):
         if row.backbone == "mobilenetv2_100":
