@@ -21,8 +21,8 @@ from frameflex.data.datasets import (
     VideoRecord,
     collate,
     load_videos,
-    read_ahead,
 )
+from frameflex.data.loading import read_ahead
 from frameflex.data.sampling import eval_indices
 from frameflex.data.transforms import EvalTransform, Preprocessing, TrainTransform, exchange_directions
 from frameflex.video.reader import VideoError

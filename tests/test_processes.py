@@ -233,7 +233,7 @@ def test_norms_that_cannot_be_synchronised_are_refused():
 WAITING = """
 import sys, time
 from torch.utils.data import DataLoader
-from frameflex.data.datasets import end_with_parent
+from frameflex.data.loading import end_with_parent
 
 if __name__ == "__main__":
     loader = DataLoader(

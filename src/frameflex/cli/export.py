@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from frameflex.cli.options import frame_counts, parser_of, positive
+from frameflex.cli.options import add_bad_video_options, frame_counts, parser_of, positive
 
 FORMATS = ("onnx", "openvino", "torchexport", "torchscript")  # named here so that --help needs no torch
 
@@ -75,12 +75,16 @@ def run(argv: list[str], console: Any) -> int:
     )
     parser.add_argument("--opset", type=positive, default=18, help="operator set of onnx (default: 18)")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
+    add_bad_video_options(
+        parser, skip="leave it out of --int8 and --check, named; stop when more than 1 %% is bad"
+    )
     parser.add_argument("--json", action="store_true", help="print the manifest instead of the folder's name")
     args = parser.parse_args(argv)
     if args.step:
         return _export_step(parser, args, console)
     from frameflex.checkpoint import load_checkpoint
     from frameflex.data.datasets import VideoList, VideoRecord, find_video_files, load_split
+    from frameflex.data.quarantine import quarantined_files
     from frameflex.export import export
 
     if args.output.exists():
@@ -88,13 +92,17 @@ def run(argv: list[str], console: Any) -> int:
     checkpoint = load_checkpoint(args.checkpoint)
     calibration = None
     if args.int8:
-        files = find_video_files(args.int8)
+        files, left_out = quarantined_files(find_video_files(args.int8), args.quarantine)
+        for file, reason in left_out.items():
+            console.print(f"left out: {file}: {reason}", markup=False, soft_wrap=True)
         number = min(len(files), args.calibrate_with)
         files = [files[i * len(files) // number] for i in range(number)]
         calibration = VideoList(
             [VideoRecord(file, None, str(file)) for file in files], checkpoint.class_names
         )
-    check = load_split(args.check, args.split, classes=checkpoint.class_names) if args.check else None
+    check = None
+    if args.check:
+        check = load_split(args.check, args.split, classes=checkpoint.class_names, quarantine=args.quarantine)
     manifest = export(
         checkpoint,
         args.output,
@@ -108,6 +116,7 @@ def run(argv: list[str], console: Any) -> int:
         uint8_input=args.uint8_input,
         opset=args.opset,
         num_workers=args.workers,
+        on_bad_video=args.on_bad_video,
         on_progress=lambda what: console.print(what),
     )
     for row in manifest.get("parity", []):

@@ -143,7 +143,10 @@ def one_line(error: Exception) -> str:
     from frameflex.data.shards import ShardError
     from frameflex.video.reader import VideoError
 
-    message = " ".join(str(error).split())
+    text = str(error)
+    if "Original Traceback" in text:  # torch's, of an error in a process that decodes
+        text = text.strip().splitlines()[-1]
+    message = " ".join(text.split())
     if isinstance(
         error, (ValueError, FileNotFoundError, FileExistsError, VideoError, ShardError, CheckpointError)
     ):

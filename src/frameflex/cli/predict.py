@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -73,33 +74,36 @@ def run(argv: list[str], console: Any) -> int:
     if args.window is not None:
         return recognize_long(args, recognizer, files, console)
     failed = 0
-    with progress(console, "recognising") as on_progress:
-        answers = recognizer.recognize_many(
-            files,
-            num_frames=args.frames,
-            budget=args.budget,
-            confidence=args.confidence,
-            top=args.top,
-            views=args.views,
-            batch_size=args.batch_size or 8,
-            num_workers=args.workers,
-        )
+    answers = recognizer.recognize_many(
+        files,
+        num_frames=args.frames,
+        budget=args.budget,
+        confidence=args.confidence,
+        top=args.top,
+        views=args.views,
+        batch_size=args.batch_size or 8,
+        num_workers=args.workers,
+    )
+    with progress(console, "recognising") as on_progress, closing(answers):
         for done, (file, answer) in enumerate(answers, start=1):
             on_progress(done, len(files))
             if isinstance(answer, VideoError):
                 if args.on_bad_video == "error":
                     raise answer
                 failed += 1
-                if args.json:
-                    print(json.dumps({"video": str(file), "error": str(answer)}, ensure_ascii=False))  # noqa: T201
-                console.print(f"frameflex: {answer}", style="red")
-            elif args.json:
-                values = {"video": str(file), "predictions": [vars(prediction) for prediction in answer]}
-                print(json.dumps(values, ensure_ascii=False))  # noqa: T201
-            else:
-                print(file)  # noqa: T201
-                for prediction in answer:
-                    print(f"  {prediction.probability:6.1%}  {prediction.label}")  # noqa: T201
+                console.print(f"frameflex: {answer}", style="red", markup=False, soft_wrap=True)
+            _print_answer(file, answer, as_json=args.json)
     if failed:
         console.print(f"frameflex: {failed} of {len(files)} videos could not be recognised", style="red")
     return 1 if failed else 0
+
+
+def _print_answer(file: Path, answer: Any, *, as_json: bool) -> None:
+    failed = isinstance(answer, Exception)
+    if as_json:
+        told = {"error": str(answer)} if failed else {"predictions": [vars(one) for one in answer]}
+        print(json.dumps({"video": str(file), **told}, ensure_ascii=False))  # noqa: T201
+    elif not failed:
+        print(file)  # noqa: T201
+        for prediction in answer:
+            print(f"  {prediction.probability:6.1%}  {prediction.label}")  # noqa: T201

@@ -9,23 +9,19 @@ import glob
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import re
-import signal
-import threading
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from frameflex.data.quarantine import in_quarantine, read_quarantine
 from frameflex.data.sampling import dense_indices, eval_indices, train_indices
@@ -46,7 +42,6 @@ __all__ = [
     "find_video_files",
     "load_split",
     "load_videos",
-    "shielded",
     "survey",
 ]
 
@@ -586,55 +581,6 @@ def find_video_files(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
             raise FileNotFoundError(f"{source}: no video file there. Give files, folders or quoted patterns.")
         files.update(dict.fromkeys(found))
     return list(files)
-
-
-def shielded(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Iterate over a loader whose workers leave Ctrl-C and SIGTERM to the main process.
-
-    Both often go to the whole group of processes. A worker that died of them would take the main process along
-    before that has saved its state; so it is the main process that ends its workers. The signals are blocked while
-    the workers start, who inherit that, and not later: a worker that has just started is safe, too.
-    """
-    if loader.num_workers == 0 or not hasattr(signal, "pthread_sigmask"):  # Windows has none
-        return iter(loader)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        return iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def read_ahead(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Iterate over a loader, the next batch being read while one is used; for work that isn't training.
-
-    By its workers, as `shielded` does, or without any by a thread: decoders let other threads run, and a thread needs
-    no time to start, where a process needs seconds.
-    """
-    if loader.num_workers:
-        yield from shielded(loader)
-        return
-    batches, end = iter(loader), object()
-    with ThreadPoolExecutor(1, thread_name_prefix="read ahead") as pool:
-        coming = pool.submit(next, batches, end)
-        while (batch := coming.result()) is not end:
-            coming = pool.submit(next, batches, end)
-            yield batch
-
-
-def end_with_parent(worker: int) -> None:
-    """A loader's ``worker_init_fn``: its worker ends when the process that it decodes for is gone, however it went.
-
-    PyTorch's own watch asks who started the worker. Under "forkserver", Python 3.14's default, that is a server which
-    lives as long as its workers do, so that those of a killed process would wait, and keep their memory, forever.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def watch() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
 
 
 def _canonical_split(split: str | None) -> str | None:

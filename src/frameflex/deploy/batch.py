@@ -12,7 +12,8 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -170,13 +171,15 @@ def predict_manifest(
                 on_progress(done, own_rows)
             continue
         answers = []
-        for answer in _recognise(
+        recognised = _recognise(
             recognizer, list(group), options, quarantine or {}, on_bad_video, batch_size, num_workers
-        ):
-            answers.append(answer)
-            done += 1
-            if on_progress is not None:
-                on_progress(done, own_rows)
+        )
+        with closing(recognised):
+            for answer in recognised:
+                answers.append(answer)
+                done += 1
+                if on_progress is not None:
+                    on_progress(done, own_rows)
         _write_part(target, answers, part_format)
     return _sum_up(folder, report, part_format)
 
@@ -293,7 +296,7 @@ def _recognise(
     on_bad_video: str,
     batch_size: int,
     num_workers: int,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     reasons = {row.number: in_quarantine(quarantine, row.path) for row in rows}
     wanted = [row for row in rows if reasons[row.number] is None]
     answers = recognizer.recognize_many(
@@ -306,14 +309,15 @@ def _recognise(
         batch_size=batch_size,
         num_workers=min(num_workers, len(wanted)),
     )
-    for row in rows:
-        if (reason := reasons[row.number]) is not None:
-            yield _row(row, VideoError(f"left out by the quarantine list: {reason}"))
-            continue
-        _, answer = next(answers)
-        if isinstance(answer, VideoError) and on_bad_video == "error":
-            raise VideoError(f"row {row.number} of the manifest: {answer}") from answer
-        yield _row(row, answer)
+    with closing(answers):  # with the processes that decode
+        for row in rows:
+            if (reason := reasons[row.number]) is not None:
+                yield _row(row, VideoError(f"left out by the quarantine list: {reason}"))
+                continue
+            _, answer = next(answers)
+            if isinstance(answer, VideoError) and on_bad_video == "error":
+                raise VideoError(f"row {row.number} of the manifest: {answer}") from answer
+            yield _row(row, answer)
 
 
 def _row(row: ManifestRow, answer: list[Prediction] | VideoError) -> dict[str, Any]:

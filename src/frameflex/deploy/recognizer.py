@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint
-from frameflex.data.datasets import ClipDataset, VideoList, VideoRecord, collate, end_with_parent, read_ahead
+from frameflex.data.datasets import ClipDataset, VideoList, VideoRecord
+from frameflex.data.loading import read_batches
 from frameflex.data.transforms import VIEWS, EvalTransform
 from frameflex.deploy.inputs import is_many, open_input
 from frameflex.export import is_export, load_exported
@@ -200,7 +200,7 @@ class Recognizer:
         views: str = "1x1",
         batch_size: int = 8,
         num_workers: int = 0,
-    ) -> Iterator[tuple[Path, list[Prediction] | VideoError]]:
+    ) -> Generator[tuple[Path, list[Prediction] | VideoError], None, None]:
         """Recognise many files, in batches, decoding ahead.
 
         Args:
@@ -222,26 +222,20 @@ class Recognizer:
             )
         paths = [Path(video) for video in videos]
         dataset = self._dataset(paths, self._counts(num_frames, budget), views)
-        loader: DataLoader = DataLoader(
-            dataset,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            collate_fn=collate,
-            worker_init_fn=end_with_parent,
-        )
-        for batch in read_ahead(loader):
-            answers: dict[int, list[Prediction] | VideoError] = {
-                bad.index: VideoError(bad.reason) for bad in batch.bad
-            }
-            if len(batch):
-                names = [str(paths[index]) for index in batch.indices.tolist()]
-                logits = self._look(batch.clips, confidence, names)
-                answers |= {
-                    index: self._answers(row, top)
-                    for index, row in zip(batch.indices.tolist(), logits, strict=True)
+        with read_batches(dataset, batch_size=batch_size, num_workers=num_workers) as batches:
+            for batch in batches:
+                answers: dict[int, list[Prediction] | VideoError] = {
+                    bad.index: VideoError(bad.reason) for bad in batch.bad
                 }
-            for index in sorted(answers):
-                yield paths[index], answers[index]
+                if len(batch):
+                    names = [str(paths[index]) for index in batch.indices.tolist()]
+                    logits = self._look(batch.clips, confidence, names)
+                    answers |= {
+                        index: self._answers(row, top)
+                        for index, row in zip(batch.indices.tolist(), logits, strict=True)
+                    }
+                for index in sorted(answers):
+                    yield paths[index], answers[index]
 
     def clip_rule(self, num_frames: int | None = None, views: str = "1x1") -> ClipDataset:
         """Which frames of a video the network is shown, and how they are prepared; arguments as for a call."""

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader
 
 from frameflex.checkpoint import Checkpoint
 from frameflex.data.datasets import (
@@ -19,10 +18,8 @@ from frameflex.data.datasets import (
     BadVideos,
     ClipDataset,
     VideoList,
-    collate,
-    end_with_parent,
-    read_ahead,
 )
+from frameflex.data.loading import read_batches
 from frameflex.data.transforms import EvalTransform
 from frameflex.models import TSM, FrameNorm, make_frame_flexible
 from frameflex.models.frame_flexible import add_norms
@@ -69,33 +66,28 @@ def calibrate(
     """
     model, counts = checkpoint.model, sorted(set(frame_counts))
     _check(checkpoint, videos, counts)
-    loader = DataLoader(
-        ClipDataset(
-            videos,
-            frame_counts=counts,
-            transform=EvalTransform(checkpoint.preprocessing),
-            training=False,
-            on_bad_video=on_bad_video,
-            **checkpoint.sampling,
-        ),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        collate_fn=collate,
-        worker_init_fn=end_with_parent,
+    dataset = ClipDataset(
+        videos,
+        frame_counts=counts,
+        transform=EvalTransform(checkpoint.preprocessing),
+        training=False,
+        on_bad_video="skip",  # which the policy, in this process, decides on
+        **checkpoint.sampling,
     )
     with tempfile.TemporaryDirectory(prefix="frameflex-") as folder:
         clips = {count: StoredClips(Path(folder, f"{count}.clips")) for count in counts}
         done, policy = 0, BadVideos(len(videos), on_bad_video)
         names: list[str] = []
         norms_in_all = len(counts) * sum(isinstance(m, (_BatchNorm, FrameNorm)) for m in model.modules())
-        for batch in read_ahead(loader):
-            policy.add(batch.bad)
-            for count in counts if len(batch) else ():
-                clips[count].append(batch.clips[count].flatten(0, 1))
-            names += [videos[index].name for index in batch.indices.tolist()]
-            done += len(batch) + len(batch.bad)
-            if on_progress:
-                on_progress(done, len(videos) + norms_in_all)
+        with read_batches(dataset, batch_size=batch_size, num_workers=num_workers) as batches:
+            for batch in batches:
+                policy.add(batch.bad)
+                for count in counts if len(batch) else ():
+                    clips[count].append(batch.clips[count].flatten(0, 1))
+                names += [videos[index].name for index in batch.indices.tolist()]
+                done += len(batch) + len(batch.bad)
+                if on_progress:
+                    on_progress(done, len(videos) + norms_in_all)
         if not len(clips[counts[0]]):
             raise ValueError(
                 f"none of the {len(videos)} videos could be decoded; there is nothing to measure"

@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
@@ -26,11 +25,9 @@ from frameflex.data.datasets import (
     BadVideos,
     ClipDataset,
     VideoList,
-    collate,
-    end_with_parent,
-    read_ahead,
 )
 from frameflex.data.label_sets import LabelSets
+from frameflex.data.loading import read_batches
 from frameflex.data.transforms import VIEWS, EvalTransform, Preprocessing
 from frameflex.engine.recipe import read_yaml
 from frameflex.models.frame_flexible import nearest_count
@@ -194,18 +191,10 @@ def evaluate(
         window=window,
         training=False,
         num_views=num_views,
-        on_bad_video=on_bad_video,
+        on_bad_video="skip",  # which the policy, in this process, decides on
     )
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     mine = range(rank, len(dataset), world)
-    loader = DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=mine,
-        num_workers=num_workers,
-        collate_fn=collate,
-        worker_init_fn=end_with_parent,
-    )
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -214,8 +203,11 @@ def evaluate(
     policy = BadVideos(len(mine), on_bad_video)
     num_clips = 0
     try:
-        with torch.inference_mode():
-            for batch in read_ahead(loader):
+        with (
+            torch.inference_mode(),
+            read_batches(dataset, batch_size=batch_size, num_workers=num_workers, sampler=mine) as batches,
+        ):
+            for batch in batches:
                 policy.add(batch.bad)
                 done += len(batch.labels) + len(batch.bad)
                 if len(batch.labels):

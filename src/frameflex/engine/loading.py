@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from frameflex.data.datasets import ClipDataset, VideoList, collate, end_with_parent
+from frameflex.data.datasets import ClipDataset, VideoList, collate
+from frameflex.data.loading import end_with_parent
 from frameflex.data.transforms import Preprocessing, TrainTransform, exchange_directions
 from frameflex.engine.recipe import Recipe, RecipeError
 
@@ -128,7 +129,7 @@ def build_loader(
         window=clip.window,
         training=True,
         seed=recipe.seed,
-        on_bad_video=recipe.data.on_bad_video,
+        on_bad_video="skip",  # which the policy, in this process, decides on
     )
     return DataLoader(
         dataset,

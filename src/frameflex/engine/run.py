@@ -16,8 +16,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from frameflex.checkpoint import Checkpoint
-from frameflex.data.datasets import MAX_BAD_SHARE, shielded
+from frameflex.data.datasets import MAX_BAD_SHARE, BadVideos
 from frameflex.data.label_sets import LabelSets
+from frameflex.data.loading import end_workers, shielded
 from frameflex.engine.evaluation import Evaluation, evaluate
 from frameflex.engine.finetuning import class_targets, class_weights, freeze, hold_still, video_weights
 from frameflex.engine.loading import EpochBatches, LoaderClock, build_loader, mix
@@ -326,7 +327,13 @@ class Run:
         for norm in synced:
             norm.counts = True
 
+    def close(self) -> None:
+        """End the processes that decode, which live from epoch to epoch."""
+        end_workers(self.loader._iterator)
+
     def _note_bad(self, bad: list[Any]) -> None:
+        if self.recipe.data.on_bad_video == "error":
+            BadVideos(self.batches.num_videos, "error").add(bad)
         for video in bad:
             if video.name not in self.values["bad"]:
                 self.values["bad"][video.name] = video.reason

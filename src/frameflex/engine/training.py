@@ -104,6 +104,7 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
             recipe.save(folder.path / "recipe.yaml")
     _log_start(recipe, run.model, task.training, task.validation)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(run))
         log = None
         if accelerator.is_main_process:
             step, epoch = run.values["step"], run.values["epoch"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from frameflex.export.clips import VideoClips
 from frameflex.export.packages import ExportError
 from frameflex.export.running import ExportedModel, from_pixels
 from frameflex.models.finite import NotFinite, finite
+from frameflex.video.reader import VideoError
 
 TOLERANCE = 1e-3  # of the largest logit; runtimes sum in another order and use other convolutions
 HALF_TOLERANCE = 3e-2  # float16 has 11 bits; a network of 50 layers loses some of them
@@ -63,6 +65,7 @@ def compare_labels(
     *,
     min_agreement: float,
     num_workers: int = 0,
+    on_bad_video: Literal["error", "skip"] = "error",
 ) -> dict[str, Any]:
     """Labels of the graph against the model's on videos.
 
@@ -70,23 +73,31 @@ def compare_labels(
         the share of videos on which both agree; where all videos are labelled also the top-1 accuracy of each.
 
     Raises:
+        VideoError: if a video can't be decoded, or too many can't.
         ExportError: if they agree on less than ``min_agreement``, or a logit is NaN or infinite.
     """
-    agreed = before = after = 0
-    for clip, label in VideoClips(checkpoint, videos, num_frames, num_workers=num_workers).labelled():
-        model = _numbers(_logits(checkpoint.model, clip), "the model", num_frames).argmax().item()
-        graph = _numbers(exported(clip), "the graph", num_frames).argmax().item()
-        agreed, before, after = agreed + (model == graph), before + (model == label), after + (graph == label)
+    agreed = before = after = num_videos = 0
+    clips = VideoClips(checkpoint, videos, num_frames, num_workers=num_workers, on_bad_video=on_bad_video)
+    with contextlib.closing(clips.labelled()) as labelled:
+        for clip, label in labelled:
+            model = _numbers(_logits(checkpoint.model, clip), "the model", num_frames).argmax().item()
+            graph = _numbers(exported(clip), "the graph", num_frames).argmax().item()
+            num_videos, agreed = num_videos + 1, agreed + (model == graph)
+            before, after = before + (model == label), after + (graph == label)
+    if not num_videos:
+        raise VideoError(
+            f"none of the {len(videos)} videos can be decoded; check them with frameflex data check"
+        )
     result: dict[str, Any] = {
         "num_frames": num_frames,
-        "num_videos": len(videos),
-        "same_label": agreed / len(videos),
+        "num_videos": num_videos,
+        "same_label": agreed / num_videos,
     }
     if -1 not in videos.labels:
-        result |= {"top1_model": before / len(videos), "top1_graph": after / len(videos)}
+        result |= {"top1_model": before / num_videos, "top1_graph": after / num_videos}
     if result["same_label"] < min_agreement:
         raise ExportError(
-            f"at {num_frames} frames the graph gives the model's label on {agreed} of {len(videos)} videos, fewer "
+            f"at {num_frames} frames the graph gives the model's label on {agreed} of {num_videos} videos, fewer "
             f"than the share of {min_agreement:g} that is asked for; nothing was written. Calibrate with more videos "
             "of the kind that it will see, or ask for a smaller agreement"
         )

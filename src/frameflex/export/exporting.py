@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.data.datasets import VideoList
@@ -42,6 +43,7 @@ def export(
     uint8_input: bool = False,
     opset: int = OPSETS[0],
     num_workers: int = 0,
+    on_bad_video: Literal["error", "skip"] = "error",
     on_progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Write a folder of graphs and their manifest; it appears under its name only when all has been checked.
@@ -68,6 +70,8 @@ def export(
             and normalises them itself.
         opset: of ONNX, 18 to 23.
         num_workers: processes that decode videos.
+        on_bad_video: "error" stops at the first of the videos that can't be decoded; "skip" leaves it out, and stops
+            when more than 1 % are bad.
         on_progress: called with what begins.
 
     Returns:
@@ -78,6 +82,7 @@ def export(
         FileExistsError: if there is something at ``path``.
         ExportError: if a package is missing, the network can't be turned into such a graph, or the graph doesn't do
             what the model does. Nothing is left at ``path`` then.
+        VideoError: if a video can't be decoded, or too many can't.
     """
     tell = on_progress or log.info
     _check_arguments(
@@ -123,9 +128,15 @@ def export(
             if int8_videos is not None:
                 tell(f"{format}: calibrating int8 with {len(int8_videos)} videos")
                 clips = VideoClips(
-                    checkpoint, int8_videos, count or checkpoint.num_frames, batch, num_workers
+                    checkpoint,
+                    int8_videos,
+                    count or checkpoint.num_frames,
+                    batch,
+                    num_workers=num_workers,
+                    on_bad_video=on_bad_video,
                 )
-                QUANTIZERS[format](folder / name, clips, network.to_input)
+                with contextlib.closing(clips):
+                    QUANTIZERS[format](folder / name, clips, network.to_input)
             graphs.append({"num_frames": "any" if count is None else count, "file": name})
         manifest: dict[str, Any] = {
             "format": format,
@@ -153,6 +164,7 @@ def export(
                     count or checkpoint.num_frames,
                     min_agreement=min_agreement,
                     num_workers=num_workers,
+                    on_bad_video=on_bad_video,
                 )
                 for count in counts
             ]
