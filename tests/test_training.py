@@ -15,6 +15,7 @@ import yaml
 from helpers import bar_folder, moving_bar, tiny_recipe, write_video
 
 from frameflex.checkpoint import CheckpointError, load_checkpoint, remove_leftovers
+from frameflex.data.splits import hold_out
 from frameflex.engine.loading import EpochBatches, LoaderClock
 from frameflex.engine.memory import saved_for_backward
 from frameflex.engine.optimization import build_optimizer, learning_rate_factor, parameter_groups
@@ -22,7 +23,6 @@ from frameflex.engine.recipe import RecipeError
 from frameflex.engine.run import Run
 from frameflex.engine.run_folder import cut_log
 from frameflex.engine.run_state import restore, state_of
-from frameflex.engine.task import hold_out
 from frameflex.engine.training import train
 from frameflex.engine.watching import Interrupted, Watcher
 from frameflex.models import TSM

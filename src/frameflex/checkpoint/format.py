@@ -32,6 +32,7 @@ from frameflex.checkpoint.card import model_card
 from frameflex.checkpoint.downloading import first_line
 from frameflex.checkpoint.errors import CheckpointError, NewerFormatError
 from frameflex.checkpoint.hub import WEIGHTS_NAME, fetch
+from frameflex.data.splits import Division
 from frameflex.data.transforms import Preprocessing
 from frameflex.models import TSM, create_model
 
@@ -61,6 +62,7 @@ class Checkpoint:
         license: of the weights, as an SPDX name such as "cc-by-4.0"; empty where unknown.
         source: where the weights come from, for people; empty where unknown.
         multi_label: each class has a probability of its own (sigmoid), instead of one for all together (softmax).
+        videos: which ones it was trained on and which were held out; None where unknown.
         training: state of an unfinished run; None in a checkpoint that is only for use.
     """
 
@@ -74,6 +76,7 @@ class Checkpoint:
     license: str = ""
     source: str = ""
     multi_label: bool = False
+    videos: Division | None = None
     training: TrainingState | None = None
 
     @property
@@ -256,6 +259,7 @@ def _header(checkpoint: Checkpoint) -> dict[str, Any]:
         "license": checkpoint.license,
         "source": checkpoint.source,
         "multi_label": checkpoint.multi_label,
+        **({"videos": checkpoint.videos.to_dict()} if checkpoint.videos else {}),
     }
 
 
@@ -303,6 +307,7 @@ def load_checkpoint(path: str | Path, *, training: bool = False) -> Checkpoint:
             license=str(header.get("license") or ""),
             source=str(header.get("source") or ""),
             multi_label=bool(header.get("multi_label", False)),
+            videos=Division.from_dict(header["videos"]) if header.get("videos") else None,
         )
         if len(checkpoint.class_names) != model.config["num_classes"] or not checkpoint.frame_counts:
             raise ValueError(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from frameflex.cli.options import (
     add_bad_video_options,
@@ -16,6 +16,10 @@ from frameflex.cli.options import (
     make_folder,
     parser_of,
 )
+
+if TYPE_CHECKING:
+    from frameflex.data.datasets import VideoList
+    from frameflex.engine.evaluation import Evaluation
 
 UNTRAINED = ("nearest", "blend")  # named here so that --help needs no torch
 
@@ -49,7 +53,12 @@ def run(argv: list[str], console: Any) -> int:
     parser.add_argument(
         "--max-drop", type=float, default=0.5, help="points that --adaptive may lose (default: 0.5)"
     )
-    parser.add_argument("--split", default="validation", help="of data that has splits (default: validation)")
+    parser.add_argument("--split", help="of data that has splits (default: validation)")
+    parser.add_argument(
+        "--include-trained",
+        action="store_true",
+        help="measure videos that a checkpoint was trained on, too (default: only the others)",
+    )
     parser.add_argument("--video-dir", help="where the files of a list are (default: beside the list)")
     add_views_option(parser)
     parser.add_argument(
@@ -94,18 +103,29 @@ def run(argv: list[str], console: Any) -> int:
         console.print(
             f"--untrained {args.untrained} changes nothing for {', '.join(plain)}: no frame-flexible network"
         )
+    keep = args.include_trained or args.split is not None
+    listed = {
+        name: load_split(
+            args.data,
+            args.split or "validation",
+            classes=None if checkpoint.multi_label else checkpoint.class_names,
+            video_dir=args.video_dir,
+            quarantine=args.quarantine,
+        )
+        for name, checkpoint in networks.items()
+    }
+    seen = {
+        name: {listed[name][i].name for i in checkpoint.videos.trained_on(listed[name])}
+        if checkpoint.videos
+        else None
+        for name, checkpoint in networks.items()
+    }
+    measurable = {name: _not_trained_on(videos, seen, keep) for name, videos in listed.items()}
     measured = {}
     for name, checkpoint in networks.items():
         if args.untrained and checkpoint.model.frame_counts:
             serve_untrained(checkpoint.model, args.untrained)
-        expected = None if checkpoint.multi_label else checkpoint.class_names
-        videos = load_split(
-            args.data,
-            args.split,
-            classes=expected,
-            video_dir=args.video_dir,
-            quarantine=args.quarantine,
-        )
+        videos = measurable[name]
         label_sets = None
         if checkpoint.multi_label:
             (videos,), label_sets = split_label_sets([videos], classes=checkpoint.class_names)
@@ -124,6 +144,8 @@ def run(argv: list[str], console: Any) -> int:
                 label_sets=label_sets,
                 on_progress=on_progress,
             )
+        known = seen[name]
+        measured[name].trained_on = None if known is None else [n for n in measured[name].names if n in known]
     one_label = {name: one for name, one in measured.items() if not networks[name].multi_label}
     adaptive = {}
     if args.adaptive:
@@ -154,7 +176,10 @@ def run(argv: list[str], console: Any) -> int:
         for name, found in adaptive.items():
             out.print(report.adaptive_table(found, name if len(adaptive) > 1 else None))
             out.print(report.adaptive_sentence(found, args.max_drop))
-    for one in measured.values():
+    for name, one in measured.items():
+        said = _say_what_is_measured(one, len(listed[name]) - len(measurable[name]), name)
+        if said:
+            console.print(said)
         for bad in (*one.bad, *one.left_out):
             console.print(f"left out: {bad.name}: {bad.reason}")
     if args.output:
@@ -171,6 +196,30 @@ def run(argv: list[str], console: Any) -> int:
             written.append("adaptive.png")
         console.print(f"wrote {', '.join(written)} into {args.output}")
     return 0
+
+
+def _not_trained_on(videos: VideoList, seen: Mapping[str, Set[str] | None], keep: bool) -> VideoList:
+    """The videos that no checkpoint was trained on, or all where that leaves none or they are asked for."""
+    trained = set().union(*(names for names in seen.values() if names))
+    number = sum(video.name in trained for video in videos)
+    if number in (0, len(videos)) or keep:
+        return videos
+    return videos.subset(i for i, video in enumerate(videos) if video.name not in trained)
+
+
+def _say_what_is_measured(one: Evaluation, number: int, name: str) -> str | None:
+    """A line for people where videos were trained on, or were left out because of that."""
+    if one.trained_on:
+        return (
+            f"{name}: {len(one.trained_on)} of the {len(one.names)} measured videos were trained on: there "
+            "the numbers say how well it remembers them, not how well it recognises others"
+        )
+    if number:
+        return (
+            f"{name}: measured on the {len(one.names)} videos that were held out of training; {number} that were "
+            "trained on are left out (--include-trained measures them, too)"
+        )
+    return None
 
 
 def short_names(paths: Sequence[Path]) -> dict[str, Path]:

@@ -74,6 +74,7 @@ class Evaluation:
         bad: videos that could not be decoded and are missing from every number.
         num_parameters: of the model.
         left_out: videos of the data set that were left out before: of a quarantine list, or when shards were made.
+        trained_on: names of measured videos that the model was trained on; None where that is not known.
     """
 
     results: list[CountResult]
@@ -86,6 +87,7 @@ class Evaluation:
     bad: list[BadVideo] = field(default_factory=list)
     num_parameters: int = 0
     left_out: list[BadVideo] = field(default_factory=list)
+    trained_on: list[str] | None = None
 
     def at(self, num_frames: int) -> CountResult:
         """The result at one frame count; KeyError where it was not measured."""
@@ -120,6 +122,7 @@ class Evaluation:
                 "num_videos": len(self.names),
                 "num_undecodable": len(self.bad),
                 "num_left_out": len(self.left_out),
+                "num_trained_on": None if self.trained_on is None else len(self.trained_on),
                 "trained_counts": list(self.trained_counts),
             },
             "num_parameters": self.num_parameters,
@@ -127,6 +130,7 @@ class Evaluation:
             "results": [{**asdict(r), "drop": self.drop(r.num_frames)} for r in self.results],
             "undecodable": [{"name": bad.name, "reason": bad.reason} for bad in self.bad],
             "left_out": [{"name": bad.name, "reason": bad.reason} for bad in self.left_out],
+            "trained_on": self.trained_on,
         }
 
 

@@ -28,7 +28,7 @@ from frameflex.engine.recipe import Recipe, RecipeError
 from frameflex.engine.run_folder import RunFolder
 from frameflex.engine.run_state import load_raw, restore, state_of
 from frameflex.engine.starting import build_model, preprocessing_of
-from frameflex.engine.task import Task
+from frameflex.engine.task import Task, division_of
 from frameflex.engine.watching import StepReport
 from frameflex.models import TSM
 from frameflex.models.synced_norm import Synced, sync_norms
@@ -101,6 +101,7 @@ class Run:
         )
         self.steps_per_epoch = math.ceil(self.batches.num_batches() / training.accumulate)
         self.num_steps = self.steps_per_epoch * training.epochs
+        self.videos = former.videos if former and former.videos else division_of(recipe, task)
         self.saved = time.monotonic()
         self.clock = LoaderClock(recipe.data.num_workers)
         self.memory_told = False  # once a run, not each epoch
@@ -227,6 +228,7 @@ class Run:
                 metrics=self.values.get("metrics", {}),
                 training=None if best else state_of(self),
                 multi_label=recipe.data.multi_label,
+                videos=self.videos,
             )
             if best:
                 self.folder.save_best(checkpoint)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass
 
+from frameflex.checkpoint import load_checkpoint
 from frameflex.data.datasets import VideoList, VideoRecord, find_video_files, load_split
 from frameflex.data.label_sets import LabelSets, split_label_sets, with_nothing
 from frameflex.data.quarantine import quarantined_files
+from frameflex.data.splits import Division, KnownVideos, hold_out
 from frameflex.engine.recipe import Recipe, RecipeError
 
 logger = logging.getLogger(__name__)
@@ -22,15 +23,22 @@ class Task:
     validation: VideoList
     classes: list[str]
     label_sets: LabelSets | None  # where labels stand for sets of classes
+    division: Division | None = None
 
 
 def read_task(recipe: Recipe) -> Task:
     training, validation = find_videos(recipe)
     _check_labels(training, validation)
+    divided_here = not recipe.data.validation and not training.splits
+    division = Division(
+        KnownVideos.of(training),
+        KnownVideos.of(validation),
+        recipe.data.validation_fraction if divided_here else None,
+    )
     if not recipe.data.multi_label:
-        return Task(training, validation, list(training.classes), None)
+        return Task(training, validation, list(training.classes), None, division)
     (training, validation), label_sets = split_label_sets([training, validation])
-    return Task(training, validation, list(label_sets.classes), label_sets)
+    return Task(training, validation, list(label_sets.classes), label_sets, division)
 
 
 def find_videos(recipe: Recipe) -> tuple[VideoList, VideoList]:
@@ -52,7 +60,10 @@ def find_videos(recipe: Recipe) -> tuple[VideoList, VideoList]:
             data.train,
             100 * data.validation_fraction,
         )
-        training, validation = hold_out(training, data.validation_fraction, by_class=not data.multi_label)
+        try:
+            training, validation = hold_out(training, data.validation_fraction, by_class=not data.multi_label)
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
         return _with_nothing(training, validation, recipe)
     # Sets of several classes may well occur in one of the two only.
     expected = None if data.multi_label else training.classes
@@ -62,33 +73,11 @@ def find_videos(recipe: Recipe) -> tuple[VideoList, VideoList]:
     return _with_nothing(training, validation, recipe)
 
 
-def hold_out(videos: VideoList, fraction: float, *, by_class: bool = True) -> tuple[VideoList, VideoList]:
-    """Divide videos into training and validation, the same share of each class, at least one of each on both sides.
-
-    Which ones are held out depends on their names alone, so that it is the same in every run.
-
-    Args:
-        videos: to divide.
-        fraction: of those held out, above 0 and below 1.
-        by_class: False takes the share of all videos together.
-    """
-    groups: dict[int, list[int]] = {}
-    for index, label in enumerate(videos.labels):
-        groups.setdefault(label if by_class else 0, []).append(index)
-    held_out: set[int] = set()
-    for label, members in groups.items():
-        if len(members) < 2:
-            raise RecipeError(
-                f"class {videos.classes[label]!r} has {len(members)} video; expected at least 2, one to train on and "
-                "one to validate on. Add videos, or give data.validation"
-            )
-        order = sorted(members, key=lambda index: hashlib.sha256(videos[index].name.encode()).digest())
-        held_out.update(order[: min(max(round(fraction * len(members)), 1), len(members) - 1)])
-    everything = range(len(videos))
-    return (
-        videos.subset(index for index in everything if index not in held_out),
-        videos.subset(sorted(held_out)),
-    )
+def division_of(recipe: Recipe, task: Task) -> Division | None:
+    """What the checkpoints of a run remember of their videos, those of ``model.init`` included."""
+    if task.division is None or not recipe.model.init:
+        return task.division
+    return task.division.after(load_checkpoint(recipe.model.init).videos)
 
 
 def _with_nothing(training: VideoList, validation: VideoList, recipe: Recipe) -> tuple[VideoList, VideoList]:

@@ -26,6 +26,9 @@ def accuracy_table(evaluations: Mapping[str, Evaluation]) -> Table:
     title = f"{len(first.names)} videos, views {first.views}; * trained at this count"
     if any(evaluation.bad for evaluation in evaluations.values()):
         title += f"; {len(first.bad)} undecodable ones left out"
+    remembered = max(len(evaluation.trained_on or ()) for evaluation in evaluations.values())
+    if remembered:
+        title += f"; {remembered} of them were trained on"
     table = Table(title=title, title_justify="left")
     if several:
         table.add_column("model")
