@@ -8,6 +8,7 @@ import pytest
 import torch
 from making import checkpoint, same
 
+import frameflex
 from frameflex.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -69,6 +70,7 @@ def test_what_is_pushed_to_the_hub_comes_back_from_it(hub):
     ):
         same(Checkpoint.from_pretrained(source), checkpoint())
     same(load_checkpoint("hf://someone/door"), checkpoint())
+    assert frameflex.load("someone/door", device="cpu").checkpoint.class_names[1] == "closing"
     with pytest.raises(CheckpointError, match="Revision v9 not found"):
         load_checkpoint("hf://someone/door@v9")
     with pytest.raises(CheckpointError, match="other.safetensors can't be had"):
@@ -117,6 +119,17 @@ def test_a_kept_download_that_was_changed_on_disk_is_not_used(web):
     (folder / f"{digest}.safetensors").write_bytes(b"evil")
     with pytest.raises(CheckpointError, match="not used"):
         fetch(f"https://example.org/a.safetensors#sha256={digest}")
+
+
+def test_what_the_hub_refuses_is_one_line(hub, monkeypatch):
+    def refuse(*args, **options):
+        raise ValueError("401 Unauthorized\nand more")
+
+    monkeypatch.setattr(hub, "create_repo", refuse)
+    with pytest.raises(
+        CheckpointError, match=r"someone/door can't be uploaded \(401 Unauthorized\).*hf auth login"
+    ):
+        checkpoint().push_to_hub("someone/door")
 
 
 def test_a_path_that_is_nowhere_is_not_looked_for_on_the_hub():

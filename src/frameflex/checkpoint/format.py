@@ -101,11 +101,12 @@ class Checkpoint:
             return load_checkpoint(f"hf://{source}")
         return load_checkpoint(source)
 
-    def save_pretrained(self, directory: str | Path) -> Path:
+    def save_pretrained(self, directory: str | Path, *, repo_id: str | None = None) -> Path:
         """Write ``model.safetensors``, its header as ``config.json``, and a model card ``README.md``.
 
         Args:
             directory: made if it is not there; files of these names in it are replaced.
+            repo_id: ``owner/name`` under which others will find it, for the card.
 
         Returns:
             The folder.
@@ -116,7 +117,7 @@ class Checkpoint:
         save_checkpoint(directory / WEIGHTS_NAME, alone)
         config = json.dumps(_header(alone), indent=2, ensure_ascii=False)
         (directory / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
-        (directory / CARD_NAME).write_text(model_card(alone), encoding="utf-8")
+        (directory / CARD_NAME).write_text(model_card(alone, repo_id), encoding="utf-8")
         return directory
 
     def push_to_hub(
@@ -137,14 +138,23 @@ class Checkpoint:
 
         Returns:
             The address of the commit.
+
+        Raises:
+            CheckpointError: if the hub refuses or can't be reached.
         """
         import huggingface_hub
 
         api = huggingface_hub.HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
+            self.save_pretrained(folder, repo_id=repo_id)
+            try:
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
+            except Exception as error:  # the hub's client raises a dozen kinds
+                raise CheckpointError(
+                    f"{repo_id} can't be uploaded ({first_line(error)}). Log in with `hf auth login`, or write a "
+                    "folder with save_pretrained and upload that"
+                ) from error
         return str(commit.commit_url)
 
 

@@ -26,6 +26,7 @@ VERBS = {  # each is a module of this package with run(argv, console) -> exit st
     "benchmark": "time a network on every back end, next to the same one without the shift",
     "export": "write a checkpoint as graphs for ONNX Runtime, OpenVINO or torch",
     "convert": "bring weights of other code bases, timm or torchvision",
+    "push": "share a checkpoint, with a card, on the Hugging Face hub or in a folder",
     "models": "list the backbones that can be built, with their cost",
 }
 
