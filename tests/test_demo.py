@@ -42,7 +42,8 @@ def test_a_used_folder_is_left_alone(tmp_path):
     assert _free_name(tmp_path / "demo") == tmp_path / "demo-3"
 
 
-def test_the_whole_demo_runs_and_leaves_what_it_says(tmp_path, monkeypatch, capsys):
+def test_the_whole_demo_runs_and_leaves_what_it_says(tmp_path, monkeypatch, capsys, caplog):
+    caplog.set_level("INFO")
     monkeypatch.setattr(module, "QUICK_VIDEOS", 24)
     monkeypatch.setattr(module, "QUICK_EPOCHS", 1)
     results = demo(tmp_path / "demo", quick=True, seed=0, console=Console(stderr=True))
@@ -56,3 +57,4 @@ def test_the_whole_demo_runs_and_leaves_what_it_says(tmp_path, monkeypatch, caps
         assert (tmp_path / "demo" / name).is_file()
     assert "in truth: " in out
     assert "numbers are rough" in out
+    assert [record.getMessage() for record in caplog.records if record.levelname == "INFO"] == []

@@ -40,9 +40,9 @@ def write_pages(folder: Path) -> None:
 
 def _exit_statuses() -> str:
     return (
-        "The exit status is 0 only where a command did what it said. 1: the work could not be done, and one line on\n"
-        "standard error says why. 2: the command line could not be understood. 130: stopped by Ctrl-C; a training that\n"
-        "is stopped by either signal and saved ends with it, too. 143: stopped by SIGTERM. 141: nobody reads the output.\n"
+        "The exit status is 0 only where a command did what it said. 1: the work could not be done, and one line\n"
+        "on standard error says why. 2: the command line could not be understood. 130: stopped by Ctrl-C, and a\n"
+        "training that SIGTERM stopped and that was saved. 143: stopped by SIGTERM. 141: nobody reads the output.\n"
         "`--debug`, anywhere, shows tracebacks. Results go to standard output, all else to standard error.\n"
     )
 

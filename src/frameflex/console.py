@@ -48,6 +48,21 @@ def show_messages(console: Console, *, debug: bool) -> None:
     logging.getLogger("frameflex").setLevel(logging.DEBUG if debug else logging.INFO)
 
 
+@contextlib.contextmanager
+def only_warnings(*names: str) -> Iterator[None]:
+    """Leave out what these loggers say below warnings, inside the block; under --debug nothing is left out."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        if logger.getEffectiveLevel() > logging.DEBUG:
+            logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
 def leave_cores_to_workers(num_workers: int) -> None:
     """Use one thread less for the network on a CPU for each process that decodes, and at least one.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from rich.console import Console
 
 from frameflex import report
 from frameflex.checkpoint import Checkpoint, load_checkpoint
-from frameflex.console import leave_cores_to_workers, progress, training_progress
+from frameflex.console import leave_cores_to_workers, only_warnings, progress, training_progress
 from frameflex.data.datasets import VideoList, load_split
 from frameflex.deploy.recognizer import Recognizer
 from frameflex.engine.evaluation import Evaluation, evaluate
@@ -24,6 +23,7 @@ VIDEOS = 1200
 QUICK_VIDEOS, QUICK_EPOCHS, QUICK_COUNTS = 480, 10, (2, 4, 8)
 
 
+@only_warnings("frameflex.data", "frameflex.engine")  # which flips there are, and the like, is for who trains
 def demo(output: Path, *, quick: bool, seed: int, console: Console) -> dict[str, Evaluation]:
     """Render the bundled benchmark, train on it, measure at the trained frame count, half and a quarter of it.
 
@@ -53,7 +53,6 @@ def demo(output: Path, *, quick: bool, seed: int, console: Console) -> dict[str,
             on_progress=on_progress,
         )
     console.print(f"rendered {QUICK_VIDEOS if quick else VIDEOS} videos of moving things into {data}")
-    logging.getLogger("frameflex.data.datasets").setLevel(logging.WARNING)
     measured: dict[str, Evaluation] = {}
     for method, what in (("tsm", "TSM"), ("ffn", "FFN")):
         recipe = _recipe(method, data, output / method, quick=quick, seed=seed)
