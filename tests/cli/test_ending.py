@@ -70,10 +70,10 @@ def cases():
 def status_of(verb, fault):
     if fault == "Ctrl-C":
         return {130}
-    if fault == "SIGTERM":
-        return {130} if verb in ("train", "stream") else {143}
+    if fault == "SIGTERM":  # a stream ends as by Ctrl-C, once it runs
+        return {"train": {130}, "stream": {130, 143}}.get(verb, {143})
     if fault == "closed stdout":
-        return {141}
+        return {0} if verb == "predict --manifest" else {141}  # which prints nothing there
     return {1}
 
 
@@ -158,8 +158,6 @@ def arguments_of(verb, fault, workers, tmp_path):
     if fault == "bad video":
         words = words.replace(" data", " bad").replace("list.txt", "bad.txt")
         words += " --data.train bad" if verb == "train" else ""
-        if verb.startswith("data"):
-            words = words.replace("bad ", "data ", 1)
     if fault == "NaN" and verb == "train":
         words += f" --model.init {plain}"
     if fault in ("Ctrl-C", "SIGTERM") and verb == "train":

@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _Terminated:
         return fail("terminated", status=143)
     except SystemExit as stop:  # argparse after --help or a usage error
+        if isinstance(stop.__context__, BrokenPipeError):  # rich's, of a table that nobody reads
+            return 141
         return stop.code if isinstance(stop.code, int) else 2
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         _leave_output()

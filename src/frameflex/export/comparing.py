@@ -22,6 +22,20 @@ HALF_TOLERANCE = 3e-2  # float16 has 11 bits; a network of 50 layers loses some 
 _PARITY_BATCHES = (1, 3)
 
 
+def check_model(checkpoint: Checkpoint, counts: Sequence[int | None]) -> None:
+    """Refuse a model that gives no numbers before any work is done: a quantiser would fail in words of its own.
+
+    Raises:
+        ExportError: if a logit of a random clip is NaN or infinite.
+    """
+    size = checkpoint.preprocessing.crop_size
+    for count in counts:
+        num_frames = count or checkpoint.num_frames
+        pixels = torch.randint(0, 256, (1, num_frames, size, size, 3), dtype=torch.uint8)
+        clip = from_pixels(pixels, checkpoint.preprocessing)
+        _numbers(_logits(checkpoint.model, clip), "the model", num_frames)
+
+
 def compare_logits(
     checkpoint: Checkpoint, exported: ExportedModel, counts: Sequence[int | None], *, half: bool = False
 ) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.data.datasets import VideoList
 from frameflex.data.transforms import Preprocessing
 from frameflex.export.clips import VideoClips
-from frameflex.export.comparing import compare_labels, compare_logits
+from frameflex.export.comparing import check_model, compare_labels, compare_logits
 from frameflex.export.manifest import describe, read_manifest, write_manifest
 from frameflex.export.network import export_network
 from frameflex.export.packages import needed
@@ -104,6 +104,7 @@ def export(
             f"the checkpoint's model is a {type(checkpoint.model).__name__}; expected a checkpoint, not an export"
         )
     counts = _frame_counts(checkpoint, frame_counts, format)
+    check_model(checkpoint, counts)
     precision = "half" if half else "float32" if int8_videos is None else "int8"
 
     path.parent.mkdir(parents=True, exist_ok=True)
