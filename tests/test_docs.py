@@ -271,6 +271,21 @@ def test_every_target_of_make_that_a_page_names_exists():
         assert set(named) <= targets, f"{page.name}: no target {sorted(set(named) - targets)}"
 
 
+def test_every_test_that_reliability_names_is_there():
+    written = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    tests, files = (
+        re.findall(r"def (test_\w+)", written),
+        {path.name for path in (ROOT / "tests").rglob("*.py")},
+    )
+    named = re.findall(r"`([\w…/.]+)`", (ROOT / "docs/reliability.md").read_text(encoding="utf-8"))
+    for name in named:
+        if name.endswith(".py"):
+            assert name.split("/")[-1] in files or (ROOT / name).is_file(), f"no file {name}"
+        elif name.startswith(("test_", "…_")):
+            pattern = ".*".join(map(re.escape, name.split("…")))
+            assert any(re.fullmatch(pattern, test) for test in tests), f"no test {name}"
+
+
 def test_every_place_that_contributing_names_is_there():
     table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("| to add or change |")[1]
     named = re.findall(r"`([\w/.-]+(?:/|\.py|\.md|\.yml))`", table.split("\n\n")[0])
