@@ -315,10 +315,12 @@ def test_calibrate_takes_a_device(trained, tmp_path, capsys):
         "cpu",
         "--workers",
         0,
+        "--allow-worse",
         capsys=capsys,
     )
     assert status == 0, err
     assert out.strip() == str(new)
+    assert "on 6 held-out videos" in err  # the validation split
     status, _, err = run(
         "calibrate", checkpoint, data, "--frames", 3, "--output", tmp_path / "x.safetensors", "--device", "warp",
         capsys=capsys,

@@ -55,7 +55,7 @@ TINY_NETWORK = shlex.split("--model.backbone test_resnet --model.pretrained fals
 TINY = {
     "predict": ["--workers", "0"],
     "evaluate": ["--workers", "0"],
-    "calibrate": ["--workers", "0"],
+    "calibrate": ["--workers", "0", "--allow-worse"],
     "export": ["--workers", "0"],
 }
 

@@ -1,6 +1,8 @@
 """Statistics re-estimated at other frame counts: exact, whatever the order, and measured before they are kept."""
 
 import copy
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,9 +10,13 @@ from helpers import bar_folder, tiny_recipe
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from frameflex.checkpoint import load_checkpoint, save_checkpoint
+from frameflex.cli import main
 from frameflex.data.datasets import load_split
+from frameflex.data.splits import Division, KnownVideos
 from frameflex.engine import calibration
 from frameflex.engine.calibration import Moments, StoredClips, calibrate, norms_at, pool_statistics
+from frameflex.engine.evaluation import evaluate
+from frameflex.engine.self_check import videos_for_calibration
 from frameflex.engine.training import train
 
 
@@ -120,3 +126,74 @@ def test_moments_of_parts_are_those_of_the_whole_where_the_mean_is_large():
     whole = values.float().double()
     torch.testing.assert_close(sums.mean, whole.mean((0, 2)))
     torch.testing.assert_close(sums.squares / (sums.number - 1), whole.var((0, 2)), rtol=1e-6, atol=0)
+
+
+def calibrated(capsys, *arguments):
+    status = main(["calibrate", *map(str, arguments), "--workers", "0"])
+    return status, " ".join(capsys.readouterr().err.split())
+
+
+def test_calibrate_measures_held_out_videos_before_and_after(trained, tmp_path, capsys):
+    data, paths = trained
+    new = tmp_path / "new.safetensors"
+    status, told = calibrated(capsys, paths["ffn"], data, "--frames", "3,6", "--output", new, "--allow-worse")
+    assert status == 0, told
+    found = re.search(r"on 6 held-out videos ([\d.]+) % before and ([\d.]+) % after at 3 frames", told)
+    videos = load_split(data, "validation")
+    for path, said in ((paths["ffn"], found[1]), (new, found[2])):
+        checkpoint = load_checkpoint(path)
+        again = evaluate(checkpoint.model, videos, preprocessing=checkpoint.preprocessing, frame_counts=[3])
+        assert said == f"{100 * again.results[0].top1:.1f}"
+    assert "from 8 videos" in told  # of the training split alone
+
+
+def test_calibrate_writes_nothing_worse_unless_it_is_told_to(trained, tmp_path, capsys, monkeypatch):
+    data, paths = trained
+
+    def ruin(checkpoint, *args, **options):
+        checkpoint.model.head.weight.data.zero_()
+        checkpoint.model.head.bias.data.copy_(torch.tensor([1.0, 0.0]))
+        return []
+
+    checkpoint = load_checkpoint(paths["ffn"])
+    monkeypatch.setattr(
+        "frameflex.engine.self_check.evaluate",
+        lambda model, videos, **_: SimpleNamespace(
+            results=[SimpleNamespace(num_frames=3, top1=1.0 if model.head.weight.any() else 0.5)]
+        ),
+    )
+    monkeypatch.setattr(calibration, "calibrate", ruin)
+    new = tmp_path / "new.safetensors"
+    status, told = calibrated(capsys, paths["ffn"], data, "--frames", "3", "--output", new)
+    assert status == 1
+    assert "on 6 held-out videos 100.0 % before and 50.0 % after at 3 frames" in told
+    assert "--allow-worse" in told
+    assert not new.exists()
+    status, told = calibrated(capsys, paths["ffn"], data, "--frames", "3", "--output", new, "--allow-worse")
+    assert status == 0, told
+    assert load_checkpoint(new).class_names == checkpoint.class_names
+
+
+def test_calibrate_without_labels_says_that_it_measured_nothing(trained, tmp_path, capsys):
+    data, paths = trained
+    new = tmp_path / "new.safetensors"
+    files = sorted((data / "train" / "going left").glob("*.mp4"))
+    status, told = calibrated(capsys, paths["ffn"], *files, "--frames", "3", "--output", new)
+    assert status == 0, told
+    assert "accuracy not measured" in told
+    assert new.exists()
+
+
+def test_a_folder_that_was_trained_on_is_calibrated_with_and_the_rest_is_measured(trained, tmp_path):
+    data, paths = trained
+    checkpoint = load_checkpoint(paths["ffn"])
+    folder = data / "train"
+    checkpoint.videos = Division(
+        KnownVideos.of(load_split(folder, "train").subset([0, 1, 4, 5, 6])), KnownVideos.of([])
+    )
+    found = videos_for_calibration([str(folder)], checkpoint)
+    assert (len(found.measured_on), len(found.held_out)) == (5, 3)
+    checkpoint.videos = None
+    found = videos_for_calibration([str(folder)], checkpoint)
+    assert (len(found.measured_on), len(found.held_out)) == (6, 2)
+    assert sorted(found.held_out.labels) == [0, 1]

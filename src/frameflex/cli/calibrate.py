@@ -20,30 +20,37 @@ def run(argv: list[str], console: Any) -> int:
     parser = parser_of(
         "calibrate",
         "Re-estimate a checkpoint's normalisation statistics at frame counts that it was not trained at, from some\n"
-        "tens of unlabelled videos. Weights, and what it does at its trained counts, stay as they are.",
+        "tens of videos. Weights, and what it does at its trained counts, stay as they are. Labels are not needed;\n"
+        "where there are some, accuracy on held-out videos is measured before and after; nothing worse is written.",
         "frameflex calibrate best.safetensors my_videos --frames 6,12 --output calibrated.safetensors",
     )
     parser.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file of frameflex"
     )
     parser.add_argument(
-        "videos", nargs="+", metavar="VIDEO", help="files, folders (searched) or quoted patterns"
+        "videos",
+        nargs="+",
+        metavar="VIDEO",
+        help="a data set with labels (such as a folder with a sub-folder a class), or files, folders, quoted patterns",
     )
     parser.add_argument("--frames", type=frame_counts, required=True, help="such as 6,12 or 5-7")
     parser.add_argument("--output", type=Path, required=True, help="the new checkpoint")
     parser.add_argument(
-        "--batch-size", type=positive, default=16, help="videos whose statistics are taken together"
+        "--batch-size", type=positive, default=16, help="videos that are decoded together (default: 16)"
     )
     add_bad_video_options(parser, skip="leave it out, named; stop when more than 1 %% is bad")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
+    parser.add_argument("--video-dir", help="where the files of a list are (default: beside the list)")
+    parser.add_argument(
+        "--allow-worse", action="store_true", help="write the result also where held-out accuracy fell"
+    )
     add_device_option(parser)
     args = parser.parse_args(argv)
     from frameflex.checkpoint import load_checkpoint, save_checkpoint
     from frameflex.console import progress
-    from frameflex.data.datasets import VideoList, VideoRecord, find_video_files
-    from frameflex.data.quarantine import quarantined_files
     from frameflex.deploy.recognizer import best_device
     from frameflex.engine.calibration import calibrate
+    from frameflex.engine.self_check import accuracy_at, changes, videos_for_calibration
 
     if args.output.exists():
         raise FileExistsError(f"{args.output} is there already; choose another --output")
@@ -52,22 +59,38 @@ def run(argv: list[str], console: Any) -> int:
     make_folder(args.output.parent)
     checkpoint = load_checkpoint(args.checkpoint)
     checkpoint.model.to(args.device or best_device())
-    files, left_out = quarantined_files(find_video_files(args.videos), args.quarantine)
-    videos = VideoList([VideoRecord(path, None, str(path)) for path in files], checkpoint.class_names)
+    videos = videos_for_calibration(
+        args.videos, checkpoint, video_dir=args.video_dir, quarantine=args.quarantine
+    )
+    loading = {
+        "batch_size": args.batch_size,
+        "num_workers": args.workers,
+        "on_bad_video": args.on_bad_video,
+    }
+    before = accuracy_at(checkpoint, videos, args.frames, **loading)
     with progress(console, "calibrating") as on_progress:
-        bad = calibrate(
-            checkpoint,
-            videos,
-            args.frames,
-            batch_size=args.batch_size,
-            num_workers=args.workers,
-            on_bad_video=args.on_bad_video,
-            on_progress=on_progress,
-        )
+        bad = calibrate(checkpoint, videos.measured_on, args.frames, **loading, on_progress=on_progress)
+    after = accuracy_at(checkpoint, videos, args.frames, **loading)
+    if videos.held_out is None:
+        console.print(f"accuracy not measured: {videos.why_not}")
+    else:
+        told = changes(before, after, len(videos.held_out))
+        worse = [count for count in before if after[count] < before[count] - 1e-9]
+        if worse and not args.allow_worse:
+            return fail(
+                f"calibrated at {', '.join(map(str, worse))} frames the network is worse: {told}; expected no loss. "
+                "Nothing was written. Leave those counts out, calibrate with more videos of every class, or write it "
+                "all the same with --allow-worse",
+                status=1,
+            )
+        console.print(told)
     save_checkpoint(args.output, checkpoint)
     counts = ", ".join(map(str, args.frames))
-    console.print(f"statistics at {counts} frames re-estimated from {len(files) - len(bad)} videos")
+    console.print(
+        f"statistics at {counts} frames re-estimated from {len(videos.measured_on) - len(bad)} videos"
+    )
+    left_out = len(videos.measured_on.left_out)
     if bad or left_out:
-        console.print(f"left out: {len(bad)} that can't be decoded and {len(left_out)} in quarantine")
+        console.print(f"left out: {len(bad)} that can't be decoded and {left_out} in quarantine")
     print(args.output)  # noqa: T201
     return 0
