@@ -31,7 +31,7 @@ def run(argv: list[str], console: Any) -> int:
         "videos",
         nargs="+",
         metavar="VIDEO",
-        help="a data set with labels (such as a folder with a sub-folder a class), or files, folders, quoted patterns",
+        help="a data set (such as a folder with a sub-folder a class), or files, folders, quoted patterns",
     )
     parser.add_argument("--frames", type=frame_counts, required=True, help="such as 6,12 or 5-7")
     parser.add_argument("--output", type=Path, required=True, help="the new checkpoint")
