@@ -1,10 +1,13 @@
 """`import frameflex`: quick, complete, typed."""
 
+import doctest
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from helpers import moving_bar, write_video
 
 import frameflex
 
@@ -50,6 +53,24 @@ def test_the_seeds_names_are_what_they_were():
 
     assert (frameflex.temporal_shift, frameflex.TemporalShift) == (temporal_shift, TemporalShift)
     assert frameflex.TSMResNet50 is TSMResNet50
+
+
+def test_the_examples_in_the_docstrings_give_what_they_show(tmp_path, monkeypatch):
+    from frameflex.checkpoint import Checkpoint, save_checkpoint
+    from frameflex.data.transforms import Preprocessing
+
+    model = frameflex.create_model("test_resnet", num_classes=2).eval()
+    with torch.no_grad():
+        model.state_dict()["head.bias"][1] = 100.0  # whatever it sees
+    checkpoint = Checkpoint(model, ["going left", "going right"], Preprocessing(36, 32), (8,))
+    save_checkpoint(tmp_path / "best.safetensors", checkpoint)
+    write_video(tmp_path / "clip.mp4", moving_bar(9, rightwards=True))
+    monkeypatch.chdir(tmp_path)
+    runner = doctest.DocTestRunner()
+    for shown in (frameflex.load, frameflex.list_models):
+        for example in doctest.DocTestFinder().find(shown, globs={"list_models": frameflex.list_models}):
+            assert runner.run(example).attempted > 0
+    assert runner.failures == 0
 
 
 @pytest.mark.soak

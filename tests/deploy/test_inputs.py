@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from helpers import moving_bar, write_video
 from PIL import Image
 
 import frameflex
@@ -140,6 +141,36 @@ def test_on_request_answers_have_the_form_of_transformers_pipeline(recognizer):
 def test_a_name_instead_of_a_list_is_not_read_letter_by_letter(recognizer):
     with pytest.raises(ValueError, match="expected a list"):
         next(recognizer.recognize_many("clip.mp4"))
+
+
+def test_a_file_is_the_same_by_path_bytes_file_object_and_address(recognizer, tmp_path, web):
+    path = write_video(tmp_path / "clip.mp4", moving_bar(9, rightwards=True))
+    content = path.read_bytes()
+    web.files["clip.mp4"] = content
+    answers = recognizer(path)
+    for video in (str(path), content, bytearray(content), io.BytesIO(content), f"{web.address}clip.mp4"):
+        assert recognizer(video) == answers
+    assert recognizer([path, f"{web.address}clip.mp4"]) == [answers, answers]
+
+
+def test_an_address_of_something_else_is_a_clear_error(recognizer, web):
+    web.files["text.mp4"] = b"no video at all"
+
+    def page(handler):
+        if handler.path != "/page":
+            return False
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/html")
+        handler.end_headers()
+        return True
+
+    web.misbehave = page
+    with pytest.raises(VideoError, match=r"/page: it is a web page"):
+        recognizer(f"{web.address}page")
+    with pytest.raises(VideoError, match=r"/gone\.mp4: it can't be downloaded .*404"):
+        recognizer(f"{web.address}gone.mp4")
+    with pytest.raises(VideoError, match=rf"video {web.address}text\.mp4"):
+        recognizer(f"{web.address}text.mp4")
 
 
 def test_an_address_that_cannot_be_reached_is_a_clear_error(recognizer):

@@ -7,6 +7,7 @@ import http.client
 import logging
 import os
 import shutil
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -122,13 +123,16 @@ def _receive(url: str, part: Path, path: Path, what: str) -> None:
             reason = f"the server answers {error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 429):
                 raise CheckpointError(f"{url} can't be downloaded: {reason}. {_by_hand(path)}") from error
-        except (
-            urllib.error.URLError,
-            http.client.HTTPException,
-            ConnectionError,
-            TimeoutError,
-        ) as error:
-            reason = first_line(error.reason if isinstance(error, urllib.error.URLError) else error)
+        except urllib.error.URLError as error:
+            reason = first_line(str(error.reason))
+            if isinstance(
+                error.reason, (socket.gaierror, ConnectionRefusedError)
+            ):  # nobody there: waiting is no use
+                raise CheckpointError(
+                    f"{url} can't be downloaded ({reason}). Is this machine online? {_by_hand(path)}"
+                ) from error
+        except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            reason = first_line(error)
         gained = (part.stat().st_size if part.is_file() else 0) > before
         failed = 1 if gained else failed + 1
         if failed >= TRIES:

@@ -107,7 +107,7 @@ def fetch(name: str) -> Path | None:
     """
     weights = published().get(name)
     if weights is None:
-        close = get_close_matches(name, published(), n=3, cutoff=0.8) if "/" not in name else []
+        close = get_close_matches(name, published(), n=3, cutoff=0.8) if _may_be_meant(name) else []
         if close:
             raise CheckpointError(
                 f"{name}: no such file, and no published weights of that name; did you mean {' or '.join(close)}? "
@@ -122,6 +122,11 @@ def fetch(name: str) -> Path | None:
         if not weights.path.is_file():  # else another process has made it while this one waited
             make_checkpoint(weights)
     return weights.path
+
+
+def _may_be_meant(name: str) -> bool:
+    """Whether it may be a name rather than a file's."""
+    return "/" not in name and not name.endswith(".safetensors")
 
 
 def delete(name: str) -> list[tuple[Path, int]]:

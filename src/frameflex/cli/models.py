@@ -112,25 +112,21 @@ def _print_weights(rows: Sequence[dict[str, Any]]) -> None:
     timed = "ms" in rows[0]
     size = rows[0]["size"]
     table = Table(
-        title=f"published weights; one clip of {size} x {size} pixels; top-1 as its makers report it",
+        title=f"published weights; top-1 as their makers report it; one clip of {size} x {size} pixels",
         title_justify="left",
     )
     table.add_column("name", no_wrap=True)
     table.add_column("frames", justify="right")
     table.add_column("top-1 %", justify="right")
-    table.add_column("of")
+    table.add_column("clips x crops", no_wrap=True)
     table.add_column("GFLOPs", justify="right")
     if timed:
         table.add_column("ms", justify="right")
     table.add_column("here", justify="right")
     for row in rows:
         best = row["metrics"][0]
-        cells = [
-            row["name"],
-            str(row["num_frames"]),
-            f"{best['top1']:.2f}",
-            f"{row['data']}, {best['protocol']}",
-        ]
+        protocol = best.get("views") or best["protocol"]
+        cells = [row["name"], str(row["num_frames"]), f"{best['top1']:.2f}", protocol]
         cells.append(f"{row['gflops']:.3g}")
         if timed:
             cells.append(f"{row['ms']:.0f}")

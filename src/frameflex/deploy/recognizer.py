@@ -51,10 +51,15 @@ def load(source: str | Path, *, device: str | torch.device | None = None) -> Rec
     Raises:
         FileNotFoundError, CheckpointError: if there is nothing of that name, or it can't be used.
 
-    Example::
-
-        recognizer = frameflex.load("tsm_resnet50.ssv2_8f")
-        print(recognizer("clip.mp4")[0].label)
+    Example:
+        >>> import frameflex
+        >>> recognizer = frameflex.load("best.safetensors")
+        >>> recognizer("clip.mp4", num_frames=4)[0].label
+        'going right'
+        >>> [answers[0].label for answers in recognizer(["clip.mp4", open("clip.mp4", "rb").read()])]
+        ['going right', 'going right']
+        >>> recognizer.pipeline("clip.mp4", top_k=1)
+        [{'score': 1.0, 'label': 'going right'}]
     """
     return Recognizer.from_pretrained(source, device=device)
 
