@@ -14,13 +14,16 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch.utils.data import DataLoader
 
 from frameflex.checkpoint import load_checkpoint
-from frameflex.data.datasets import ClipDataset, collate, load_split
+from frameflex.data.datasets import ClipDataset, VideoRecord, collate, load_split
 from frameflex.data.transforms import Preprocessing, TrainTransform
 from frameflex.engine.evaluation import evaluate
-from frameflex.engine.loading import EpochBatches
+from frameflex.engine.loading import EpochBatches, build_loader
 from frameflex.engine.recipe import Clip, Data, Model, Objective, Recipe, Training
+from frameflex.engine.starting import build_model, preprocessing_of
+from frameflex.engine.task import read_task
 from frameflex.engine.training import train
 from frameflex.models.synced_norm import sync_norms
+from frameflex.video.reader import VideoError
 
 SCRIPT = """
 import json, os, signal, sys
@@ -99,6 +102,92 @@ def test_two_processes_stopped_and_resumed_equal_one_that_never_was(tmp_path):
     measured = [json.loads((tmp_path / f"two{rank}.json").read_text()) for rank in (0, 1)]
     assert measured[0] == measured[1]  # one of them had nothing to measure
     assert measured[1]["results"][0]["gflops"] > 0
+
+
+def uneven_recipe(root, name, **training):
+    """One step over four videos that go left and two that go right, whose classes count the same."""
+    recipe = tiny_recipe(
+        root, root.parent / name, counts=(2, 3), method="ffn", epochs=1, learning_rate=0.5, **training
+    )
+    recipe.model.backbone, recipe.model.dropout = "test_convnext", 0.0  # no norm looks at the batch
+    recipe.objective.class_balance = "loss"
+    recipe.training.momentum = recipe.training.weight_decay = 0.0
+    recipe.training.clip_grad_norm, recipe.training.parameter_groups = None, "plain"
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    root = tmp_path_factory.mktemp("uneven") / "data"
+    for i in range(6):
+        name = "going left" if i < 4 else "going right"
+        write_video(root / "train" / name / f"{i}.mp4", moving_bar(8, rightwards=i >= 4, size=32, seed=i))
+        write_video(root / "val" / name / f"{i}.mp4", moving_bar(8, rightwards=i >= 4, size=32, seed=i))
+    return root
+
+
+def after_one_step(recipe, *, leave_out=()):
+    """The weights after a step on the mean of weight times loss over its videos, written from the formula."""
+    task = read_task(recipe)
+    torch.manual_seed(recipe.seed)
+    model = build_model(recipe, task.classes)
+    batches = EpochBatches(len(task.training), batch_size=6, seed=recipe.seed, frame_counts=(2, 3))
+    [batch] = build_loader(recipe, task.training, preprocessing_of(recipe, model), batches, pin_memory=False)
+    keep = [i for i, index in enumerate(batch.indices) if task.training[index].name not in leave_out]
+    labels = batch.labels[keep]
+    weight = {0: 6 / (2 * 4), 1: 6 / (2 * 2)}
+    logits = {count: model(clip[keep]) for count, clip in batch.clips.items()}
+    teacher = logits[3].detach().softmax(1)
+    total = sum(
+        -weight[int(label)] * logits[3][i].log_softmax(0)[label]
+        + (teacher[i] * (teacher[i].log() - logits[2][i].log_softmax(0))).sum()
+        for i, label in enumerate(labels)
+    )
+    (total / len(keep)).backward()
+    return {
+        name: (p - recipe.training.learning_rate * p.grad).detach()
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
+
+
+def assert_weights(folder, expected):
+    state = load_checkpoint(folder / "last.safetensors").model.state_dict()
+    for name, value in expected.items():
+        torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(6, 1), (3, 2), (4, 2), (2, 3), (1, 6)])
+def test_every_video_of_a_step_counts_as_the_formula_says_however_it_is_split(uneven, batch_size, accumulate):
+    name = f"split-{batch_size}-{accumulate}"
+    recipe = uneven_recipe(uneven, name, batch_size=batch_size, accumulate=accumulate)
+    train(recipe)
+    assert_weights(uneven.parent / name, after_one_step(recipe))
+
+
+def test_a_video_that_cannot_be_decoded_leaves_a_mean_over_the_others(uneven, monkeypatch):
+    recipe = uneven_recipe(uneven, "one-bad", batch_size=2, accumulate=3)
+    expected = after_one_step(recipe, leave_out=["going left/1.mp4"])
+
+    def open_all_but_one(record, *, decoder="auto", open=VideoRecord.open):
+        if record.name == "going left/1.mp4" and "train" in record.path.parts:
+            raise VideoError(f"video {record.name}: it is broken.")
+        return open(record, decoder=decoder)
+
+    monkeypatch.setattr(VideoRecord, "open", open_all_but_one)
+    train(recipe)
+    assert_weights(uneven.parent / "one-bad", expected)
+
+
+@one_device
+@pytest.mark.slow
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(3, 1), (1, 3), (2, 2)])
+def test_every_video_counts_the_same_in_two_processes(uneven, batch_size, accumulate):
+    name = f"two-{batch_size}-{accumulate}"
+    recipe = uneven_recipe(uneven, name, batch_size=batch_size, accumulate=accumulate)
+    recipe.save(uneven.parent / f"{name}.yaml")
+    torchrun("-m", "frameflex", "train", uneven.parent / f"{name}.yaml")
+    assert_weights(uneven.parent / name, after_one_step(recipe))
 
 
 def moved_bars(root, *, train, validation):

@@ -71,22 +71,30 @@ class EpochBatches:
         """Batches of a whole epoch."""
         return math.ceil(self.num_videos / (self.batch_size * self.world))
 
+    def num_videos_of(self, first: int, number: int) -> int:
+        """Videos of some batches of an epoch, in all processes together."""
+        start, end = (self._bounds(batch)[side] for batch, side in ((first, 0), (first + number - 1, 1)))
+        return end - start
+
+    def _bounds(self, batch: int) -> tuple[int, int]:
+        """The videos of a batch in an epoch's order: as equal as they can be dealt, over all processes."""
+        total = self.num_batches()
+        return self.num_videos * batch // total, self.num_videos * (batch + 1) // total
+
     def __iter__(self) -> Iterator[list[tuple[int, int, tuple[int, ...]]]]:
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
         if self.weights is None:
             order = torch.randperm(self.num_videos, generator=generator).tolist()
         else:
             order = torch.multinomial(self.weights, self.num_videos, True, generator=generator).tolist()
-        total = self.num_batches()
         times: Counter[int] = Counter()
         # Augmentation is drawn for (video, epoch): a repeated video asks for that of an epoch that never comes.
         draws = []
         for video in order:
             draws.append((video, self.epoch + times[video] * _NEVER))
             times[video] += 1
-        for batch in range(self.first_batch, total):
-            # The videos of a step, as equal as they can be dealt to its batches over all processes.
-            start, end = (self.num_videos * i // total for i in (batch, batch + 1))
+        for batch in range(self.first_batch, self.num_batches()):
+            start, end = self._bounds(batch)
             counts = self.counts(batch)
             yield [(video, epoch, counts) for video, epoch in draws[start:end][self.rank :: self.world]]
 

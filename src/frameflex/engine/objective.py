@@ -31,7 +31,8 @@ class FrameFlexibleObjective(nn.Module):
             its gradients keep their size.
         student_cross_entropy: cross-entropy at the smaller counts too (what we ablate).
         reverse_kl: KL(p_T ‖ p_L) instead (what we ablate).
-        class_weights: of the cross-entropy, ``(K,)``; with ``label_sets`` of positives.
+        class_weights: ``(K,)``: the loss is the mean of each video's cross-entropy times the weight of its class.
+            With ``label_sets`` they are those of positives.
         label_sets: bool ``(S, K)``, the classes that label s stands for: each class is then a yes or no of its own,
             with binary cross-entropy, and the KL term is that of K coins.
         compile: run the network as graphs of torch.compile, one for each T; ``model`` itself stays as it is.
@@ -94,9 +95,15 @@ class FrameFlexibleObjective(nn.Module):
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.label_sets is None:
+            # Divided by the number of videos, not by their weights: these average to 1 over the training videos; a
+            # sum of weights would cancel them in a batch of one and weaken them in every small one.
             return functional.cross_entropy(
-                logits, labels, weight=self.class_weights, label_smoothing=self.label_smoothing
-            )
+                logits,
+                labels,
+                weight=self.class_weights,
+                label_smoothing=self.label_smoothing,
+                reduction="none",
+            ).mean()
         targets = self.label_sets[labels].to(logits)  # (B, K)
         targets = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
         return functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.class_weights)

@@ -249,19 +249,25 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         totals = torch.zeros(3, device=self.accelerator.device)  # loss · videos, videos, right ones
+        first = (step % self.steps_per_epoch) * self.recipe.training.accumulate
+        planned = self.batches.num_videos_of(first, num_batches)
         for i in range(num_batches):
             batch = next(batches)
             self._note_bad(batch.bad)
-            counts = self.batches.counts((step % self.steps_per_epoch) * self.recipe.training.accumulate + i)
+            counts = self.batches.counts(first + i)
             last = i + 1 == num_batches
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
-                totals += self._backward(batch.to(self.accelerator.device), counts, num_batches)
+                totals += self._backward(batch.to(self.accelerator.device), counts, planned)
         loss, seen, right = self.accelerator.reduce(totals, "sum").tolist()
         if not math.isfinite(loss):
             raise RecipeError(
                 f"the loss is {loss} at step {step + 1}; lower training.learning_rate, or train with "
                 "training.precision bf16 or no instead of fp16"
             )
+        if 0 < seen < planned:  # some can't be decoded: the mean is that of the others
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= planned / seen
         if seen and self.recipe.training.clip_grad_norm is not None:
             # accelerate takes the loss scaling of fp16 off first, so that the norm means the same at every precision
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.training.clip_grad_norm)
@@ -270,17 +276,18 @@ class Run:
         self.optimizer.zero_grad()
         return loss / max(seen, 1), int(seen), right
 
-    def _backward(self, batch: Any, counts: Sequence[int], num_batches: int) -> Tensor:
+    def _backward(self, batch: Any, counts: Sequence[int], planned: int) -> Tensor:
+        """Add a batch's gradients: each video counts 1 / planned, however a step is split."""
         size = len(batch.labels)
-        share = self._share(size)
         if size == 0:
             if self.accelerator.num_processes > 1:
-                self._take_part(counts, num_batches)
+                self._take_part(counts)
             return torch.zeros(3, device=self.accelerator.device)
         clips = batch.clips
         with self.accelerator.autocast():
             loss, logits = self.objective(clips, batch.labels)
-        self._backpropagate(loss * share / num_batches)
+        # The mean over this batch becomes a part of the step's; gradients are averaged over processes.
+        self._backpropagate(loss * (size * self.accelerator.num_processes / planned))
         guesses = logits.argmax(1)
         label_sets = self._unwrapped().label_sets
         if label_sets is None:
@@ -302,15 +309,7 @@ class Run:
         for buffer, value in once:
             buffer.copy_(value)
 
-    def _share(self, size: int) -> Tensor | float:
-        """What makes the mean over processes one over videos, where batches of one step differ in size."""
-        processes = self.accelerator.num_processes
-        if processes == 1:
-            return 1.0
-        mine = torch.tensor(float(size), device=self.accelerator.device)
-        return mine * processes / self.accelerator.reduce(mine, "sum").clamp(min=1)
-
-    def _take_part(self, counts: Sequence[int], num_batches: int) -> None:
+    def _take_part(self, counts: Sequence[int]) -> None:
         """Zero gradients of a process whose videos can't be decoded: the others wait for some from each."""
         size = self.recipe.clip.crop_size
         device = self.accelerator.device
@@ -323,7 +322,7 @@ class Run:
             norm.counts = False  # takes part in the other processes' sums and adds nothing
         with self.accelerator.autocast():
             loss, _ = self.objective(clips, torch.zeros(1, dtype=torch.long, device=device))
-        self._backpropagate(loss * 0 / num_batches)
+        self._backpropagate(loss * 0)
         for module in modules:
             module.training = True
         for norm in synced:
