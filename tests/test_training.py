@@ -21,7 +21,7 @@ from frameflex.engine.memory import saved_for_backward
 from frameflex.engine.optimization import build_optimizer, learning_rate_factor, parameter_groups
 from frameflex.engine.recipe import RecipeError
 from frameflex.engine.run import Run
-from frameflex.engine.run_folder import cut_log
+from frameflex.engine.run_folder import RunFolder, cut_log
 from frameflex.engine.run_state import restore, state_of
 from frameflex.engine.training import train
 from frameflex.engine.watching import Interrupted, Watcher
@@ -243,6 +243,61 @@ def test_accumulating_gradients_equals_a_larger_batch_where_no_norm_looks_at_the
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
+def test_a_second_run_in_the_folder_of_one_that_runs_is_refused_in_a_line(bars, tmp_path):
+    recipe = tiny_recipe(bars, tmp_path / "run", epochs=1)
+    recipe.save(tmp_path / "recipe.yaml")
+    command = [sys.executable, "-m", "frameflex", "train", str(tmp_path / "recipe.yaml")]
+    with RunFolder(tmp_path / "run", keep=1).held():
+        for more in ([], ["--resume"]):
+            done = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+            assert done.returncode == 1
+            assert done.stderr.splitlines()[-1].startswith(
+                f"frameflex: output {tmp_path / 'run'} is in use: process"
+            )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_lock_left_by_a_killed_run_holds_nobody_back(bars, tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from frameflex.engine.run_folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1]), keep=1).held(): print('held', flush=True); input()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout.readline() == b"held\n"
+    recipe = tiny_recipe(bars, tmp_path / "run", epochs=1)
+    with pytest.raises(RecipeError, match=f"in use: process {holder.pid} on"):
+        train(recipe)
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / "run" / ".lock").exists()
+    assert train(recipe)[0].exists()
+
+
+@pytest.mark.parametrize("change", ["another training video", "a moved label", "another validation video"])
+def test_a_run_goes_on_with_the_same_videos_and_labels_only(tmp_path, change):
+    data = bar_folder(tmp_path / "data", per_class=2)
+    recipe = tiny_recipe(data, tmp_path / "run", epochs=2)
+
+    def stop_after_a_validation(report):
+        if report.epoch == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        train(recipe, watcher=Watcher(on_step=stop_after_a_validation))
+    left, right = data / "train" / "going left", data / "train" / "going right"
+    if change == "another training video":
+        (left / "0.mp4").rename(left / "other.mp4")
+    elif change == "a moved label":  # as many videos as before
+        (left / "0.mp4").rename(right / "moved.mp4")
+    else:
+        (data / "val" / "going left" / "0.mp4").rename(data / "val" / "going left" / "other.mp4")
+    which = "validation" if "validation" in change else "training"
+    with pytest.raises(RecipeError, match=f"{which} videos are not the same, by name, label or order"):
+        train(recipe, resume=True)
+
+
 def test_a_folder_with_files_is_not_trained_into(bars, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(RecipeError, match="holds files already"):
@@ -338,7 +393,7 @@ def test_held_out_videos_are_a_share_of_each_class_and_always_the_same(tmp_path)
     names = {r.name for r in training} | {r.name for r in validation}
     assert len(names) == 60
     assert [r.name for r in hold_out(videos, 0.2)[1]] == [r.name for r in validation]
-    with pytest.raises(RecipeError, match="class 'b' has 1 video"):
+    with pytest.raises(ValueError, match="class 'b' has 1 video"):
         hold_out(VideoList(records[:4], ["a", "b", "c"]), 0.5)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from frameflex.data.locking import lock
+
 __all__ = ["Journal", "write_whole"]
 
 
@@ -35,24 +37,14 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b")
         try:
-            self._lock()
+            if not lock(self._file):
+                raise RuntimeError(
+                    f"{self.path} is in use: the same work is running in another process. Wait for it, or stop it"
+                )
             self._read(header)
         except BaseException:
             self._file.close()
             raise
-
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        try:
-            # Not flock: processes that were forked from a killed one would hold it on.
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise RuntimeError(
-                f"{self.path} is in use: the same work is running in another process. Wait for it, or stop it"
-            ) from None
 
     def _read(self, header: Mapping[str, Any]) -> None:
         self._file.seek(0)

@@ -60,7 +60,7 @@ class Run:
         task: Task,
         folder: RunFolder,
         former: Checkpoint | None,
-        made_of: Mapping[str, int],
+        made_of: Mapping[str, int | str],
     ) -> None:
         self.recipe, self.accelerator, self.task, self.folder = recipe, accelerator, task, folder
         training = recipe.training
@@ -115,7 +115,7 @@ class Run:
             **made_of,
         }
         if former and former.training:
-            self.values |= former.training.values
+            self.values |= {**former.training.values, **made_of}
             restore(self, former.training)
 
     def epoch(self, epoch: int) -> Iterator[StepReport]:

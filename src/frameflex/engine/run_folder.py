@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import re
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,12 @@ from frameflex.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
+from frameflex.data.locking import lock
+from frameflex.engine.recipe import RecipeError
 
 logger = logging.getLogger(__name__)
 
+_LOCK = ".lock"
 _FORMER = re.compile(r"step-(\d+)\.safetensors")
 
 
@@ -86,6 +91,44 @@ class RunFolder:
                 "--output, or copy a whole one back as last.safetensors"
             )
         return None
+
+    def in_use(self) -> bool:
+        """Whether files are there, of a run or of anything else."""
+        return self.path.is_dir() and any(file.name != _LOCK for file in self.path.iterdir())
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training into this folder; it is made where there is none.
+
+        A run that ends before it wrote anything leaves nothing. What a lock promises: `frameflex.data.locking`.
+
+        Raises:
+            RecipeError: if another process holds it.
+        """
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / _LOCK).open("a+b") as file:
+            if (
+                not lock(file) or os.fstat(file.fileno()).st_nlink == 0
+            ):  # deleted by a run that ended meanwhile
+                file.seek(0)
+                who = file.read(300).decode("utf-8", "replace").strip()
+                raise RecipeError(
+                    f"output {self.path} is in use: {who or 'another process'} is training there. Wait for it or "
+                    "stop it, or choose another --output"
+                )
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            file.flush()
+            try:
+                yield
+            finally:
+                with suppress(PermissionError):  # Windows keeps a file that is open
+                    (self.path / _LOCK).unlink(missing_ok=True)
+                if not self.in_use():
+                    with suppress(OSError):  # something else came to lie there
+                        for path in made:
+                            path.rmdir()
 
     def clean(self) -> None:
         """Remove what writers that were killed left half-written."""

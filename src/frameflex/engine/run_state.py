@@ -73,12 +73,16 @@ def check_same_recipe(former: Checkpoint, recipe: Recipe, folder: RunFolder) -> 
 
 
 def check_same_data(
-    former: Checkpoint, folder: RunFolder, classes: Sequence[str], made_of: Mapping[str, int]
+    former: Checkpoint, folder: RunFolder, classes: Sequence[str], made_of: Mapping[str, int | str]
 ) -> None:
     assert former.training is not None
-    before = former.training.values
+    before = dict(former.training.values)
+    if before.get("best_top1", -1) < 0:  # nothing was validated: a broken file may be taken out of the set
+        before.pop("validation_videos", None)
     changed = [
-        f"{name.removeprefix('num_')} were {before[name]} and are {now}"
+        f"{name.replace('_', ' ')} are not the same, by name, label or order"
+        if isinstance(now, str)
+        else f"{name.removeprefix('num_')} were {before[name]} and are {now}"
         for name, now in made_of.items()
         if before.get(name, now) != now
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from dataclasses import dataclass
 
@@ -39,6 +41,16 @@ def read_task(recipe: Recipe) -> Task:
         return Task(training, validation, list(training.classes), None, division)
     (training, validation), label_sets = split_label_sets([training, validation])
     return Task(training, validation, list(label_sets.classes), label_sets, division)
+
+
+def digest(videos: VideoList) -> str:
+    """Which videos, in which order, with which labels: SHA-256 of their names, classes and stretches."""
+    text = hashlib.sha256()
+    for record in videos:
+        label = None if record.label is None else videos.classes[record.label]
+        what = (record.name, label, record.start_seconds, record.end_seconds)
+        text.update(json.dumps(what, ensure_ascii=True).encode() + b"\n")
+    return text.hexdigest()
 
 
 def find_videos(recipe: Recipe) -> tuple[VideoList, VideoList]:

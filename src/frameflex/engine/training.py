@@ -28,7 +28,7 @@ from frameflex.engine.recipe import Recipe, RecipeError
 from frameflex.engine.run import Run
 from frameflex.engine.run_folder import RunFolder, RunLog
 from frameflex.engine.run_state import check_same_data, check_same_recipe
-from frameflex.engine.task import read_task
+from frameflex.engine.task import digest, read_task
 from frameflex.engine.watching import Interrupted, Watcher
 from frameflex.models import TSM
 
@@ -85,34 +85,66 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
         _summary_writer() if recipe.training.tensorboard else None
     )  # missing: told before anything is written
     task = read_task(recipe)
-    former = _find_former(folder, accelerator) if resume else None
-    if not resume and folder.path.is_dir() and any(folder.path.iterdir()):
+    if not resume:
+        _expect_nothing_in(folder)
+    with _held(folder, accelerator):
+        former = _find_former(folder, accelerator) if resume else None
+        if not resume:
+            _expect_nothing_in(folder)  # again, now that no other run can begin in it
+        # What a step is made of: a run that goes on with others would leave out videos or see some twice.
+        made_of = {
+            "num_videos": len(task.training),
+            "num_processes": accelerator.num_processes,
+            "training_videos": digest(task.training),
+            "validation_videos": digest(task.validation),
+        }
+        if former:
+            check_same_recipe(former, recipe, folder)
+            check_same_data(former, folder, task.classes, made_of)
+        run = Run(recipe, accelerator, task, folder, former, made_of)
+        if accelerator.is_main_process:
+            folder.clean()
+            if former is None:
+                recipe.save(folder.path / "recipe.yaml")
+        _log_start(recipe, run.model, task.training, task.validation)
+        _run(run, watcher, make_board)
+    return folder.best
+
+
+def _expect_nothing_in(folder: RunFolder) -> None:
+    if folder.in_use():
         raise RecipeError(
             f"output {folder.path} holds files already; expected an empty or new folder. "
             "Continue that run with --resume, or choose another --output"
         )
-    # What a step is made of: a run that goes on with others would leave out videos or see some twice.
-    made_of = {"num_videos": len(task.training), "num_processes": accelerator.num_processes}
-    if former:
-        check_same_recipe(former, recipe, folder)
-        check_same_data(former, folder, task.classes, made_of)
-    run = Run(recipe, accelerator, task, folder, former, made_of)
-    if accelerator.is_main_process:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.clean()
-        if former is None:
-            recipe.save(folder.path / "recipe.yaml")
-    _log_start(recipe, run.model, task.training, task.validation)
+
+
+@contextlib.contextmanager
+def _held(folder: RunFolder, accelerator: Accelerator) -> Iterator[None]:
+    """Hold the folder of a run; the first of several processes does, and a refusal is raised in all of them."""
+    with contextlib.ExitStack() as stack:
+        refusal: list[Exception | None] = [None]
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(folder.held())
+            except (RecipeError, OSError) as error:
+                refusal = [error]
+        broadcast_object_list(refusal)
+        if refusal[0]:
+            raise refusal[0]
+        yield
+
+
+def _run(run: Run, watcher: Watcher, make_board: Any) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(run))
         log = None
-        if accelerator.is_main_process:
+        if run.accelerator.is_main_process:
             step, epoch = run.values["step"], run.values["epoch"]
             log = stack.enter_context(
-                contextlib.closing(RunLog(folder.log, step=step, epoch=epoch, make_board=make_board))
+                contextlib.closing(RunLog(run.folder.log, step=step, epoch=epoch, make_board=make_board))
             )
         _loop(run, watcher, log, stack.enter_context(_stop_signals()))
-    return folder.best
 
 
 def _loop(run: Run, watcher: Watcher, log: RunLog | None, stop: threading.Event) -> None:
