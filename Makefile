@@ -34,7 +34,7 @@ lint: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	@$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
 	@$(BIN)/python tools/reference_pages.py docs/reference
-	@$(BIN)/zensical build --strict
+	@$(BIN)/zensical build --strict --clean
 
 # Wheel and sdist, checked, and the wheel tried where there is no source tree.
 dist: $(VENV)/.installed-dev
