@@ -68,7 +68,8 @@ def test_half_precision_stays_near_the_model(format, tmp_path):
     sizes = [
         sum(file.stat().st_size for file in (tmp_path / name).glob("model*")) for name in ("full", "half")
     ]
-    assert sizes[1] < 0.8 * sizes[0]
+    weights = sum(4 * parameter.numel() for parameter in made.model.parameters())
+    assert sizes[0] - sizes[1] > 0.15 * weights  # half of them, less what casts take in a graph this small
 
 
 @pytest.mark.parametrize("format", ["openvino", "torchscript"])
