@@ -298,6 +298,18 @@ def archive(path, program, **pieces):
     return path
 
 
+@pytest.mark.parametrize("raw", [np.array([1.5, -2.0, 200.25], "<f4").tobytes(), b"\xc3\xa9abcdefghij"])
+def test_arrays_and_text_of_python_2_are_read(raw, tmp_path):
+    program = (
+        b"\x80\x02}(U\x05wordsU\x03abcU\x05arraycnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b"
+        b"\x87R(K\x01K\x03\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        b"\x89U" + bytes([len(raw)]) + raw + b"tbu."
+    )
+    read = read_file(archive(tmp_path / "a.pth", program))
+    assert read["words"] == "abc"
+    assert read["array"].tobytes() == raw
+
+
 def test_a_call_of_what_a_call_gave_stays_inert_too(tmp_path):
     text = str(tmp_path / "done").encode()
     path = b"cpathlib\nPath\n(X" + len(text).to_bytes(4, "little") + text + b"tR"

@@ -88,7 +88,7 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
         pattern: such as ``resnet*`` or ``*.ssv2*``.
         pretrained: the published weights, for `frameflex.load`, instead of the backbones, for `create_model`.
 
-    Example:
+    Examples:
         >>> list_models("tsm_resnet50.ssv2*", pretrained=True)
         ['tsm_resnet50.ssv2_16f', 'tsm_resnet50.ssv2_16f_2021', 'tsm_resnet50.ssv2_8f', 'tsm_resnet50.ssv2_8f_2021']
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import pathlib
 import pickle
 import re
@@ -93,6 +94,13 @@ class Unpickler(_InPython):
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(_InPython.dispatch)
     unread: Counter[str]
     num_bytes: int  # of the file: no piece of it is larger
+
+    def _decode_string(self, value: bytes) -> str:
+        """Text of Python 2, which is what arrays of that time keep their bytes in, too."""
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value.decode("latin1")
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
@@ -275,7 +283,13 @@ def _array(*arguments: Any) -> np.ndarray:
 
 def _fill(array: np.ndarray, state: Any) -> None:
     _, shape, dtype, fortran, content = state
-    if not isinstance(dtype, np.dtype) or not isinstance(content, (bytes, bytearray)):
+    if not isinstance(dtype, np.dtype):
+        raise ValueError("of objects")
+    if isinstance(content, str):  # as `_decode_string` left the bytes of Python 2
+        content = content.encode("utf-8")
+        if len(content) != math.prod(shape) * dtype.itemsize:
+            content = content.decode("utf-8").encode("latin1")
+    if not isinstance(content, (bytes, bytearray)):
         raise ValueError("of objects")
     array.__setstate__((1, tuple(shape), dtype, bool(fortran), bytes(content)))  # type: ignore[arg-type]
 

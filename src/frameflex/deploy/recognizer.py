@@ -51,7 +51,7 @@ def load(source: str | Path, *, device: str | torch.device | None = None) -> Rec
     Raises:
         FileNotFoundError, CheckpointError: if there is nothing of that name, or it can't be used.
 
-    Example:
+    Examples:
         >>> import frameflex
         >>> recognizer = frameflex.load("best.safetensors")
         >>> recognizer("clip.mp4", num_frames=4)[0].label
