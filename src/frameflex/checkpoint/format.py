@@ -35,6 +35,7 @@ from frameflex.checkpoint.hub import WEIGHTS_NAME, fetch
 from frameflex.data.splits import Division
 from frameflex.data.transforms import Preprocessing
 from frameflex.models import TSM, create_model
+from frameflex.models.frame_flexible import blend_weight
 
 FORMAT_VERSION = 2
 CONFIG_NAME, CARD_NAME = "config.json", "README.md"
@@ -62,6 +63,7 @@ class Checkpoint:
         license: of the weights, as an SPDX name such as "cc-by-4.0"; empty where unknown.
         source: where the weights come from, for people; empty where unknown.
         multi_label: each class has a probability of its own (sigmoid), instead of one for all together (softmax).
+        temperatures: what logits are divided by at a T before they become probabilities, fitted on held-out videos.
         videos: which ones it was trained on and which were held out; None where unknown.
         training: state of an unfinished run; None in a checkpoint that is only for use.
     """
@@ -76,6 +78,7 @@ class Checkpoint:
     license: str = ""
     source: str = ""
     multi_label: bool = False
+    temperatures: dict[int, float] = field(default_factory=dict)
     videos: Division | None = None
     training: TrainingState | None = None
 
@@ -83,6 +86,13 @@ class Checkpoint:
     def num_frames(self) -> int:
         """The largest T that it was trained at: what to use where nothing else is asked for."""
         return max(self.frame_counts)
+
+    def temperature(self, num_frames: int) -> float:
+        """What logits at a T are divided by: that count's own temperature, or one between its two neighbours'."""
+        if not self.temperatures:
+            return 1.0
+        below, above, weight = blend_weight(self.temperatures, num_frames)
+        return self.temperatures[below] ** (1 - weight) * self.temperatures[above] ** weight
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Checkpoint:
@@ -269,6 +279,7 @@ def _header(checkpoint: Checkpoint) -> dict[str, Any]:
         "license": checkpoint.license,
         "source": checkpoint.source,
         "multi_label": checkpoint.multi_label,
+        "temperatures": {str(count): value for count, value in sorted(checkpoint.temperatures.items())},
         **({"videos": checkpoint.videos.to_dict()} if checkpoint.videos else {}),
     }
 
@@ -317,6 +328,7 @@ def load_checkpoint(path: str | Path, *, training: bool = False) -> Checkpoint:
             license=str(header.get("license") or ""),
             source=str(header.get("source") or ""),
             multi_label=bool(header.get("multi_label", False)),
+            temperatures=checked_temperatures(header.get("temperatures")),
             videos=Division.from_dict(header["videos"]) if header.get("videos") else None,
         )
         if len(checkpoint.class_names) != model.config["num_classes"] or not checkpoint.frame_counts:
@@ -428,6 +440,16 @@ def _checked_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
     ):
         raise ValueError(f"sampling is {str(sampling)[:80]}; expected segments, or dense with a window")
     return sampling
+
+
+def checked_temperatures(values: Any) -> dict[int, float]:
+    """Temperatures of a header. Raises ValueError where one is no positive number."""
+    found = {int(count): float(value) for count, value in dict(values or {}).items()}
+    if not all(1 <= count <= MAX_FRAME_COUNT and 1e-3 < value < 1e3 for count, value in found.items()):
+        raise ValueError(
+            f"temperatures are {str(values)[:80]}; expected a positive number for each frame count"
+        )
+    return found
 
 
 def _load_weights(path: Path, model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:

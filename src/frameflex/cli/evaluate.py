@@ -142,6 +142,7 @@ def run(argv: list[str], console: Any) -> int:
                 num_workers=args.workers,
                 on_bad_video=args.on_bad_video,
                 label_sets=label_sets,
+                temperature=checkpoint.temperature,
                 on_progress=on_progress,
             )
         known = seen[name]

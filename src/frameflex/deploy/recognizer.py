@@ -248,7 +248,7 @@ class Recognizer:
 
     def probabilities(self, clips: Tensor) -> Tensor:
         """Probabilities ``(B, K)`` of clips ``(B, V, 3, T, h, w)``, on the CPU."""
-        return self._probabilities(self._classify(clips))
+        return self._probabilities(self._classify(clips) / self.checkpoint.temperature(clips.shape[3]))
 
     def _counts(self, num_frames: int | None, budget: str | Sequence[int] | None) -> tuple[int, ...]:
         if isinstance(budget, str) and budget != "auto":
@@ -262,15 +262,19 @@ class Recognizer:
         return (self.checkpoint.num_frames if num_frames is None else num_frames,)
 
     def _look(self, clips: Mapping[int, Tensor], confidence: float, names: Sequence[str]) -> Tensor:
-        """Logits ``(B, K)`` of clips ``{T: (B, V, 3, T, h, w)}``: of the first count that is sure, video by video."""
+        """Logits ``(B, K)`` of clips ``{T: (B, V, 3, T, h, w)}``: of the first count that is sure, video by video.
+
+        They are divided by their count's temperature, so that a probability of 0.8 means the same at each.
+        """
         first, *others = sorted(clips)
-        logits = self._classify(clips[first], names)
+        logits = self._classify(clips[first], names) / self.checkpoint.temperature(first)
         for count in others:
             unsure = self._probabilities(logits).amax(1) < confidence
             if not unsure.any():
                 break
-            asked = [name for name, again in zip(names, unsure.tolist(), strict=True) if again]
-            logits = logits.index_put((unsure,), self._classify(clips[count][unsure], asked))
+            asked = [name for name, open_ in zip(names, unsure.tolist(), strict=True) if open_]
+            again = self._classify(clips[count][unsure], asked) / self.checkpoint.temperature(count)
+            logits = logits.index_put((unsure,), again)
         return logits
 
     def _clips(self, video: Video, frame_counts: Sequence[int], views: str) -> tuple[str, dict[int, Tensor]]:

@@ -85,7 +85,7 @@ def adaptive_report(measured: Evaluation, frame_counts: Sequence[int], *, max_dr
     costs = {count: measured.at(count).gflops for count in counts}
 
     def sweep(schedule: Sequence[int], part: Tensor) -> list[AdaptivePoint]:
-        logits = {count: measured.logits[count][part] for count in schedule}
+        logits = {count: measured.calibrated(count)[part] for count in schedule}
         thresholds = THRESHOLDS if len(schedule) > 1 else THRESHOLDS[-1:]
         return [run_adaptive(logits, measured.labels[part], costs, confidence) for confidence in thresholds]
 

@@ -29,6 +29,7 @@ from frameflex.data.datasets import (
 from frameflex.data.label_sets import LabelSets
 from frameflex.data.loading import read_batches
 from frameflex.data.transforms import VIEWS, EvalTransform, Preprocessing
+from frameflex.engine.confidence import calibration_error
 from frameflex.engine.recipe import read_yaml
 from frameflex.models.frame_flexible import nearest_count
 from frameflex.models.tsm import TSM, classify_views
@@ -46,6 +47,8 @@ class CountResult:
         mean_average_precision: mAP over the classes that occur, where a video may show several classes; top-1 is
             then the share of videos whose best guess is one of theirs, and mean class accuracy the share of each
             class's videos in which it has more than half the probability. None where a video shows one class.
+        calibration_error: ECE of the network's own probabilities, 0 to 1; None where videos may show several classes.
+        calibrated_error: the same at the checkpoint's temperature, which probabilities of `predict` have.
         gflops: billions of multiply-adds for one clip (one view), as papers count them.
         clips_per_second: clips through the network, decoding not counted; of all processes together.
     """
@@ -57,6 +60,8 @@ class CountResult:
     gflops: float
     clips_per_second: float
     mean_average_precision: float | None = None
+    calibration_error: float | None = None
+    calibrated_error: float | None = None
 
 
 @dataclass
@@ -75,6 +80,7 @@ class Evaluation:
         num_parameters: of the model.
         left_out: videos of the data set that were left out before: of a quarantine list, or when shards were made.
         trained_on: names of measured videos that the model was trained on; None where that is not known.
+        temperatures: T -> what `logits` are divided by before they become probabilities; 1 where none is given.
     """
 
     results: list[CountResult]
@@ -88,6 +94,7 @@ class Evaluation:
     num_parameters: int = 0
     left_out: list[BadVideo] = field(default_factory=list)
     trained_on: list[str] | None = None
+    temperatures: dict[int, float] = field(default_factory=dict)
 
     def at(self, num_frames: int) -> CountResult:
         """The result at one frame count; KeyError where it was not measured."""
@@ -95,6 +102,10 @@ class Evaluation:
             if result.num_frames == num_frames:
                 return result
         raise KeyError(f"nothing was measured at {num_frames} frames")
+
+    def calibrated(self, num_frames: int) -> Tensor:
+        """Logits ``(N, K)`` divided by their temperature: what probabilities and their thresholds are made of."""
+        return self.logits[num_frames] / self.temperatures.get(num_frames, 1.0)
 
     def drop(self, num_frames: int) -> float | None:
         """Top-1 lost against the largest trained count that was measured, 0 to 1; None if none was."""
@@ -149,6 +160,7 @@ def evaluate(
     on_bad_video: Literal["error", "skip"] = "error",
     accelerator: Accelerator | None = None,
     label_sets: LabelSets | None = None,
+    temperature: Callable[[int], float] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Measure a model on labelled videos at several frame counts; each video is decoded once for all of them.
@@ -168,6 +180,7 @@ def evaluate(
             stops when more than 1 % are bad.
         accelerator: of a run in several processes; each video is measured by one of them.
         label_sets: where labels stand for sets of classes.
+        temperature: T -> that of the checkpoint, `Checkpoint.temperature`; by default 1.
         on_progress: called with (videos done, videos in all) of this process.
 
     Returns:
@@ -258,12 +271,17 @@ def evaluate(
         raise ValueError(
             f"none of the {len(bad)} videos could be decoded; check them with frameflex data check"
         )
+    temperatures = {count: temperature(count) if temperature else 1.0 for count in counts}
     return Evaluation(
         results=[
             CountResult(
                 count,
                 **(
-                    _accuracies(by_count[count], labels)
+                    {
+                        **_accuracies(by_count[count], labels),
+                        "calibration_error": calibration_error(by_count[count], labels),
+                        "calibrated_error": calibration_error(by_count[count] / temperatures[count], labels),
+                    }
                     if label_sets is None
                     else _set_accuracies(by_count[count], label_sets.targets(labels))
                 ),
@@ -281,6 +299,7 @@ def evaluate(
         bad=sorted(bad, key=lambda item: item.index),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         left_out=list(videos.left_out),
+        temperatures=temperatures,
     )
 
 

@@ -19,6 +19,7 @@ from frameflex.checkpoint import Checkpoint
 from frameflex.data.datasets import MAX_BAD_SHARE, BadVideos
 from frameflex.data.label_sets import LabelSets
 from frameflex.data.loading import end_workers, shielded
+from frameflex.engine.confidence import fit_temperature
 from frameflex.engine.evaluation import Evaluation, evaluate
 from frameflex.engine.finetuning import class_targets, class_weights, freeze, hold_still, video_weights
 from frameflex.engine.loading import EpochBatches, LoaderClock, build_loader, mix
@@ -189,6 +190,11 @@ class Run:
             "validation": {"epoch": epoch + 1, **measured.to_dict()},
             "training": {"undecodable": dict(self.values["bad"])},
         }
+        if task.label_sets is None:
+            fitted = {
+                str(t): fit_temperature(logits, measured.labels) for t, logits in measured.logits.items()
+            }
+            self.values["temperatures"] = fitted
         improved = top1 > self.values["best_top1"]
         if improved:
             self.values["best_top1"] = top1
@@ -228,6 +234,7 @@ class Run:
                 metrics=self.values.get("metrics", {}),
                 training=None if best else state_of(self),
                 multi_label=recipe.data.multi_label,
+                temperatures={int(t): value for t, value in self.values.get("temperatures", {}).items()},
                 videos=self.videos,
             )
             if best:

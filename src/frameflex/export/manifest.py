@@ -29,6 +29,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "preprocessing": checkpoint.preprocessing.to_dict(),
         "sampling": dict(checkpoint.sampling),
         "multi_label": checkpoint.multi_label,
+        "temperatures": {str(count): value for count, value in sorted(checkpoint.temperatures.items())},
         "trained_frame_counts": sorted(checkpoint.frame_counts),
         "architecture": checkpoint.model.config,
         "license": checkpoint.license,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from frameflex.checkpoint import Checkpoint
+from frameflex.checkpoint.format import checked_temperatures
 from frameflex.data.transforms import Preprocessing
 from frameflex.export.manifest import read_manifest
 from frameflex.export.packages import ExportError, first_line, needed, openvino_core
@@ -145,6 +146,7 @@ def load_exported(path: str | Path) -> Checkpoint:
             license=str(manifest.get("license") or ""),
             source=str(manifest.get("source") or ""),
             multi_label=bool(manifest.get("multi_label", False)),
+            temperatures=checked_temperatures(manifest.get("temperatures")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ExportError(f"export {folder}: its manifest doesn't hold together: {error!r}") from error

@@ -24,8 +24,8 @@ def write_predictions(evaluation: Evaluation, path: Path) -> None:
     def write(file: IO[str]) -> None:
         rows = csv.writer(file)
         rows.writerow(["video", "num_frames", "label", "prediction", "probability", "right"])
-        for num_frames, logits in evaluation.logits.items():
-            best = logits.softmax(1).max(1)
+        for num_frames in evaluation.logits:
+            best = evaluation.calibrated(num_frames).softmax(1).max(1)
             for name, label, guess, probability in zip(
                 evaluation.names,
                 evaluation.labels.tolist(),

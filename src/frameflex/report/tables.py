@@ -16,7 +16,8 @@ def accuracy_table(evaluations: Mapping[str, Evaluation]) -> Table:
     """A row for each model and frame count: accuracy, points lost against the trained count, cost.
 
     The drop is top-1 at the largest trained count less top-1 at this one; GFLOPs are multiply-adds of one clip;
-    clips a second are of the network alone.
+    clips a second are of the network alone. ECE is how far probabilities are from shares of right answers: of the
+    network's own, and at the checkpoint's temperature.
 
     Args:
         evaluations: by the name of the model; the name is shown where there are several.
@@ -35,8 +36,13 @@ def accuracy_table(evaluations: Mapping[str, Evaluation]) -> Table:
     several_labels = any(
         r.mean_average_precision is not None for e in evaluations.values() for r in e.results
     )
+    believable = any(r.calibration_error is not None for e in evaluations.values() for r in e.results)
     headings = ("frames", "top-1 %", "top-5 %", "class %", "drop", "GFLOPs", "clips/s")
-    for heading in (*headings, *(["mAP %"] if several_labels else [])):
+    for heading in (
+        *headings,
+        *(["mAP %"] if several_labels else []),
+        *(["ECE %", "at temp."] if believable else []),
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, evaluation in evaluations.items():
         for result in evaluation.results:
@@ -53,6 +59,11 @@ def accuracy_table(evaluations: Mapping[str, Evaluation]) -> Table:
             ]
             if result.mean_average_precision is not None:
                 cells.append(f"{100 * result.mean_average_precision:.1f}")
+            elif several_labels:
+                cells.append("–")
+            if believable:
+                errors = (result.calibration_error, result.calibrated_error)
+                cells += ["–" if error is None else f"{100 * error:.1f}" for error in errors]
             table.add_row(*([name] if several else []), *cells)
         table.add_section()
     return table

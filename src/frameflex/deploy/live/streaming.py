@@ -353,6 +353,7 @@ class StreamingRecognizer:
         logits = logits.clone()
         mean = stream.average(logits, self.consensus, self.memory)
         finite(mean[None], num_frames=self.num_frames)
+        mean = mean / self.checkpoint.temperature(self.num_frames)
         probabilities = mean.sigmoid() if self.checkpoint.multi_label else mean.softmax(-1)
         ended = stream.ended
         if stream.num_seen >= self.warm_up:
