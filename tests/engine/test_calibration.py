@@ -15,6 +15,7 @@ from frameflex.data.datasets import load_split
 from frameflex.data.splits import Division, KnownVideos
 from frameflex.engine import calibration
 from frameflex.engine.calibration import Moments, StoredClips, calibrate, norms_at, pool_statistics
+from frameflex.engine.confidence import fit_temperature
 from frameflex.engine.evaluation import evaluate
 from frameflex.engine.self_check import videos_for_calibration
 from frameflex.engine.training import train
@@ -145,6 +146,24 @@ def test_calibrate_measures_held_out_videos_before_and_after(trained, tmp_path, 
         again = evaluate(checkpoint.model, videos, preprocessing=checkpoint.preprocessing, frame_counts=[3])
         assert said == f"{100 * again.results[0].top1:.1f}"
     assert "from 8 videos" in told  # of the training split alone
+    former, now = load_checkpoint(paths["ffn"]).temperatures, load_checkpoint(new).temperatures
+    assert sorted(now) == [2, 3, 4, 6]
+    assert {count: now[count] for count in former} == former
+    logits, labels = again.logits[3], again.labels
+    assert now[3] == pytest.approx(fit_temperature(logits, labels), rel=1e-4)
+
+
+def test_calibrating_an_old_checkpoint_gives_its_trained_counts_temperatures_too(trained, tmp_path, capsys):
+    data, paths = trained
+    old = load_checkpoint(paths["ffn"])
+    old.temperatures = {}
+    save_checkpoint(tmp_path / "old.safetensors", old)
+    new = tmp_path / "new.safetensors"
+    status, told = calibrated(
+        capsys, tmp_path / "old.safetensors", data, "--frames", "3", "--output", new, "--allow-worse"
+    )
+    assert status == 0, told
+    assert sorted(load_checkpoint(new).temperatures) == [2, 3, 4]
 
 
 def test_calibrate_writes_nothing_worse_unless_it_is_told_to(trained, tmp_path, capsys, monkeypatch):
@@ -159,7 +178,13 @@ def test_calibrate_writes_nothing_worse_unless_it_is_told_to(trained, tmp_path, 
     monkeypatch.setattr(
         "frameflex.engine.self_check.evaluate",
         lambda model, videos, **_: SimpleNamespace(
-            results=[SimpleNamespace(num_frames=3, top1=1.0 if model.head.weight.any() else 0.5)]
+            results=[
+                SimpleNamespace(
+                    num_frames=3, top1=1.0 if model.head.weight.any() else 0.5, mean_average_precision=None
+                )
+            ],
+            names=list(range(6)),
+            logits={},
         ),
     )
     monkeypatch.setattr(calibration, "calibrate", ruin)

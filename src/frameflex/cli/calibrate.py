@@ -50,7 +50,13 @@ def run(argv: list[str], console: Any) -> int:
     from frameflex.console import progress
     from frameflex.deploy.recognizer import best_device
     from frameflex.engine.calibration import calibrate
-    from frameflex.engine.self_check import accuracy_at, changes, videos_for_calibration
+    from frameflex.engine.self_check import (
+        accuracies,
+        changes,
+        give_temperatures,
+        measure,
+        videos_for_calibration,
+    )
 
     if args.output.exists():
         raise FileExistsError(f"{args.output} is there already; choose another --output")
@@ -67,14 +73,17 @@ def run(argv: list[str], console: Any) -> int:
         "num_workers": args.workers,
         "on_bad_video": args.on_bad_video,
     }
-    before = accuracy_at(checkpoint, videos, args.frames, **loading)
+    measured_before = measure(checkpoint, videos, args.frames, **loading)
     with progress(console, "calibrating") as on_progress:
         bad = calibrate(checkpoint, videos.measured_on, args.frames, **loading, on_progress=on_progress)
-    after = accuracy_at(checkpoint, videos, args.frames, **loading)
-    if videos.held_out is None:
+    # Trained counts as well: one without a temperature would take a neighbour's.
+    counts_after = [*args.frames, *checkpoint.frame_counts]
+    measured_after = measure(checkpoint, videos, counts_after, **loading)
+    if measured_before is None or measured_after is None:
         console.print(f"accuracy not measured: {videos.why_not}")
     else:
-        told = changes(before, after, len(videos.held_out))
+        before, after = accuracies(measured_before), accuracies(measured_after)
+        told = changes(before, after, len(measured_after.names))
         worse = [count for count in before if after[count] < before[count] - 1e-9]
         if worse and not args.allow_worse:
             return fail(
@@ -84,6 +93,7 @@ def run(argv: list[str], console: Any) -> int:
                 status=1,
             )
         console.print(told)
+        give_temperatures(checkpoint, measured_after)
     save_checkpoint(args.output, checkpoint)
     counts = ", ".join(map(str, args.frames))
     console.print(

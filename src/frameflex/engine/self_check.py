@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ from frameflex.data.datasets import BadVideo, VideoList, VideoRecord, find_video
 from frameflex.data.label_sets import LabelSets, split_label_sets
 from frameflex.data.quarantine import quarantined_files
 from frameflex.data.splits import hold_out
-from frameflex.engine.evaluation import evaluate
+from frameflex.engine.confidence import fit_temperature
+from frameflex.engine.evaluation import Evaluation, evaluate
 
 HELD_OUT = 0.2  # of each class, where neither the data nor the checkpoint divides them
 
@@ -95,32 +96,47 @@ def _divide(videos: VideoList, checkpoint: Checkpoint) -> tuple[VideoList, Video
     return hold_out(videos, HELD_OUT, by_class=not checkpoint.multi_label)
 
 
-def accuracy_at(
-    checkpoint: Checkpoint, videos: CalibrationVideos, frame_counts: Sequence[int], **loading: Any
-) -> dict[int, float]:
-    """Top-1, or mAP where a video may show several classes, at each count on the held-out videos; 0 to 1.
+def measure(
+    checkpoint: Checkpoint, videos: CalibrationVideos, frame_counts: Iterable[int], **loading: Any
+) -> Evaluation | None:
+    """Evaluate on the held-out videos; None where there are none.
 
     Args:
         checkpoint: what is measured.
-        videos: from `videos_for_calibration`; nothing is measured where none are held out.
+        videos: from `videos_for_calibration`.
         frame_counts: the T's.
         loading: of `evaluate`.
     """
     if videos.held_out is None:
-        return {}
-    measured = evaluate(
+        return None
+    return evaluate(
         checkpoint.model,
         videos.held_out,
         preprocessing=checkpoint.preprocessing,
-        frame_counts=frame_counts,
+        frame_counts=sorted(set(frame_counts)),
         **checkpoint.sampling,
         label_sets=videos.label_sets,
         **loading,
     )
+
+
+def accuracies(measured: Evaluation) -> dict[int, float]:
+    """Top-1, or mAP where a video may show several classes, at each count; 0 to 1."""
     return {
-        result.num_frames: result.top1 if videos.label_sets is None else result.mean_average_precision or 0.0
+        result.num_frames: result.top1
+        if result.mean_average_precision is None
+        else result.mean_average_precision
         for result in measured.results
     }
+
+
+def give_temperatures(checkpoint: Checkpoint, measured: Evaluation) -> None:
+    """Fit a temperature to each measured count that has none of its own; none where classes aren't exclusive."""
+    if checkpoint.multi_label:
+        return
+    for count, logits in measured.logits.items():
+        if count not in checkpoint.temperatures:
+            checkpoint.temperatures[count] = fit_temperature(logits, measured.labels)
 
 
 def changes(before: Mapping[int, float], after: Mapping[int, float], num_videos: int) -> str:
