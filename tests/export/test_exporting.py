@@ -5,6 +5,7 @@ import torch
 from exportable import CLASSES, checkpoint, close, needs
 from helpers import bar_folder, moving_bar, write_video
 
+from frameflex.checkpoint import save_checkpoint
 from frameflex.cli import main
 from frameflex.data.datasets import VideoList, VideoRecord, load_videos
 from frameflex.data.transforms import Preprocessing
@@ -44,6 +45,26 @@ def test_one_graph_of_a_plain_network_takes_any_number_of_frames(format, tmp_pat
         clip = torch.randn(batch, 3, count, 32, 32)
         with torch.no_grad():
             assert close(exported(clip), made.model(clip))
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({"frame_counts": (2,)}, ["batch", 3, 2, 32, 32]),
+        ({"frame_counts": "any"}, ["batch", 3, "frames", 32, 32]),
+        ({"frame_counts": "any", "uint8_input": True}, ["batch", "frames", 32, 32, 3]),
+        ({"frame_counts": (2,), "batch": 1}, [1, 3, 2, 32, 32]),
+    ],
+)
+def test_open_axes_of_an_onnx_graph_have_names_for_people(options, shape, tmp_path):
+    needs("onnx")
+    import onnxruntime
+
+    export(checkpoint(counts=(2,)), tmp_path / "out", format="onnx", **options)
+    [file] = (tmp_path / "out").glob("*.onnx")
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == shape
+    assert session.get_outputs()[0].shape == [shape[0], len(CLASSES)]
 
 
 def test_a_graph_for_a_fixed_batch_takes_any_number_of_clips(tmp_path):
@@ -229,6 +250,24 @@ def test_the_command_line_exports_and_says_what_it_compared(exported_folder, tmp
     assert "T = 2, batch 3: logits differ by at most" in printed.err
     assert main([*arguments, "--format", "torchscript"]) == 1
     assert "is there already" in capsys.readouterr().err
+
+
+def test_export_leaves_out_what_a_quarantine_list_names_and_skips_or_stops_at_bad_videos(tmp_path, capsys):
+    save_checkpoint(tmp_path / "model.safetensors", checkpoint(counts=(2,)))
+    for name in CLASSES:
+        write_video(tmp_path / "data" / "val" / name / "a.mp4", moving_bar(6, rightwards=True))
+    broken = tmp_path / "data" / "val" / CLASSES[0] / "b.mp4"
+    broken.write_bytes(b"no video")
+    (tmp_path / "quarantine.txt").write_text(f"{broken}\tunreadable\n")
+    arguments = ["export", str(tmp_path / "model.safetensors"), "--format", "torchscript", "--half"]
+    arguments += ["--check", str(tmp_path / "data"), "--workers", "0", "--output"]
+    assert main([*arguments, str(tmp_path / "a")]) == 1
+    assert "b.mp4" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+    assert main([*arguments, str(tmp_path / "b"), "--on-bad-video", "skip"]) == 0
+    assert "of 3 videos" in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path / "c"), "--quarantine", str(tmp_path / "quarantine.txt")]) == 0
+    assert "of 3 videos" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def run(argv: list[str], console: Any) -> int:
     args = parser.parse_args(argv)
     from frameflex.checkpoint import load_checkpoint, save_checkpoint
     from frameflex.console import progress
-    from frameflex.deploy.recognizer import best_device
+    from frameflex.deploy.recognizer import chosen_device
     from frameflex.engine.calibration import calibrate
     from frameflex.engine.self_check import (
         accuracies,
@@ -63,8 +63,9 @@ def run(argv: list[str], console: Any) -> int:
     if args.output.suffix != ".safetensors":
         return fail(f"--output {args.output}: expected a name that ends in .safetensors", status=2)
     make_folder(args.output.parent)
+    device = chosen_device(args.device)
     checkpoint = load_checkpoint(args.checkpoint)
-    checkpoint.model.to(args.device or best_device())
+    checkpoint.model.to(device)
     videos = videos_for_calibration(
         args.videos, checkpoint, video_dir=args.video_dir, quarantine=args.quarantine
     )

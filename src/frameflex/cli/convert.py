@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from frameflex.cli.options import fail, frame_counts, parser_of, positive
+from frameflex.cli.options import check_place, fail, frame_counts, parser_of, positive
 
 
 def run(argv: list[str], console: Any) -> int:
@@ -74,6 +74,7 @@ def run(argv: list[str], console: Any) -> int:
 
     if args.to.suffix != ".safetensors":
         return fail(f"--to {args.to}: expected a name that ends in .safetensors", status=2)
+    check_place(args.to, name="--to")
     changed: dict[str, Any] = {
         name: value
         for name in ("short_side", "crop_size", "channel_order")

@@ -9,7 +9,9 @@ from frameflex.cli.options import (
     add_bad_video_options,
     add_quarantine_option,
     add_workers_option,
+    check_place,
     fail,
+    make_folder,
     parser_of,
     positive,
     seconds,
@@ -73,12 +75,11 @@ def _data_check(argv: list[str], console: Any) -> int:
 
     if unknown := set(args.also) - set(KINDS):
         parser.error(f"--also {min(unknown)}: expected some of {', '.join(KINDS)}")
+    output = make_folder(args.output or Path(f"check-{Path(args.data).resolve().stem}"))
     classes = args.classes and [line for line in args.classes.read_text("utf-8").splitlines() if line.strip()]
     data = survey(
         args.data, split=args.split, classes=classes, video_dir=args.video_dir, quarantine=args.quarantine
     )
-    output = args.output or Path(f"check-{Path(args.data).resolve().stem}")
-    output.mkdir(parents=True, exist_ok=True)
     try:
         with progress(console, "checking") as on_progress:
             found = check(
@@ -149,6 +150,7 @@ def _data_prepare(argv: list[str], console: Any) -> int:
     from frameflex.data.datasets import survey
     from frameflex.data.preparing import Encoding, prepare
 
+    check_place(args.output, name="OUT")
     encoding = Encoding(args.format, args.short_side, args.key_every, args.quality)
     data = survey(args.data, split=args.split, video_dir=args.video_dir, quarantine=args.quarantine)
     try:
@@ -198,6 +200,7 @@ def _data_render(argv: list[str], console: Any) -> int:
     from frameflex.console import progress
     from frameflex.motion.rendering import render
 
+    check_place(args.directory, name="DIR")
     with progress(console, "rendering") as on_progress:
         path = render(
             args.directory,

@@ -78,7 +78,7 @@ def run(argv: list[str], console: Any) -> int:
     from frameflex.console import progress
     from frameflex.data.datasets import load_split
     from frameflex.data.label_sets import split_label_sets
-    from frameflex.deploy.recognizer import best_device
+    from frameflex.deploy.recognizer import chosen_device
     from frameflex.engine.adaptive import adaptive_report
     from frameflex.engine.evaluation import evaluate, load_networks
     from frameflex.models.frame_flexible import serve_untrained
@@ -91,6 +91,7 @@ def run(argv: list[str], console: Any) -> int:
         raise ValueError(
             f"--adaptive at {counts[0]} frames alone; expected several counts, such as --frames 4,8,16"
         )
+    device = chosen_device(args.device)
     if args.output:
         make_folder(args.output)  # to fail now rather than with everything measured
     plain = [name for name, checkpoint in networks.items() if not checkpoint.model.frame_counts]
@@ -131,7 +132,7 @@ def run(argv: list[str], console: Any) -> int:
             (videos,), label_sets = split_label_sets([videos], classes=checkpoint.class_names)
         with progress(console, f"evaluating {name}" if len(networks) > 1 else "evaluating") as on_progress:
             measured[name] = evaluate(
-                checkpoint.model.to(args.device or best_device()),
+                checkpoint.model.to(device),
                 videos,
                 preprocessing=checkpoint.preprocessing,
                 frame_counts=counts,

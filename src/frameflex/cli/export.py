@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from frameflex.cli.options import add_bad_video_options, frame_counts, parser_of, positive
+from frameflex.cli.options import add_bad_video_options, check_place, frame_counts, parser_of, positive
 
 FORMATS = ("onnx", "openvino", "torchexport", "torchscript")  # named here so that --help needs no torch
 
@@ -89,6 +89,7 @@ def run(argv: list[str], console: Any) -> int:
 
     if args.output.exists():
         raise FileExistsError(f"{args.output} is there already; choose another --output")
+    check_place(args.output)
     checkpoint = load_checkpoint(args.checkpoint)
     calibration = None
     if args.int8:
@@ -149,6 +150,7 @@ def _export_step(parser: argparse.ArgumentParser, args: argparse.Namespace, cons
 
     if args.format not in STEP_FORMATS:
         parser.error(f"--step is for {' and '.join(STEP_FORMATS)}, not {args.format}")
+    check_place(args.output)
     manifest = export_step(
         args.checkpoint,
         args.output,

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from frameflex.cli.options import positive
+from frameflex.cli.options import check_place, positive
 
 PART_FORMATS = ("parquet", "jsonl")
 
@@ -68,6 +68,7 @@ def recognize_manifest(args: argparse.Namespace, console: Any) -> int:
     from frameflex.deploy.batch import BatchOptions, digest_of, predict_manifest
     from frameflex.deploy.recognizer import Recognizer
 
+    check_place(args.out, name="--out")
     rank, world_size = place_among_processes()
     device = args.device
     if device is None and world_size > 1:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+MAX_FRAMES = 1024
 VIEWS = ("1x1", "2x1", "1x3", "2x3")  # named here so that --help needs no torch
 
 
@@ -88,10 +89,19 @@ def frame_counts(text: str) -> tuple[int, ...]:
             low, high = int(first), int(last) if dash else int(first)
         except ValueError:
             low, high = 0, 0
-        if not 1 <= low <= high <= 1024:
-            raise argparse.ArgumentTypeError(f"{text!r} are no frame counts; expected such as 4,8,16 or 1-20")
+        if not 1 <= low <= high <= MAX_FRAMES:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} are no frame counts; expected such as 4,8,16 or 1-20, each from 1 to {MAX_FRAMES}"
+            )
         counts.update(range(low, high + 1))
     return tuple(sorted(counts))
+
+
+def frame_count(text: str) -> int:
+    """Parse one frame count."""
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_FRAMES:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a number of frames from 1 to {MAX_FRAMES}")
+    return int(text)
 
 
 def budget(text: str) -> str | tuple[int, ...]:
@@ -115,7 +125,22 @@ def seconds(text: str) -> float:
     return value
 
 
-def make_folder(path: Path) -> Path:
+def check_place(path: Path, *, name: str = "--output") -> None:
+    """Say before the work that a file or folder can't be made there; nothing is made.
+
+    Raises:
+        ValueError: if its folder can't be made or written to.
+    """
+    folder = path if path.is_dir() else path.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ValueError(f"{name} {path}: {folder} is a file, not a folder; choose another")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{name} {path}: the folder {folder} can't be written to; choose another")
+
+
+def make_folder(path: Path, *, name: str = "--output") -> Path:
     """Make the folder that --output needs, before the work and not after it.
 
     Raises:
@@ -125,10 +150,10 @@ def make_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"--output: the folder {path} can't be made ({error.strerror}); choose another"
+            f"{name}: the folder {path} can't be made ({error.strerror}); choose another"
         ) from error
     if not os.access(path, os.W_OK):
-        raise ValueError(f"--output: the folder {path} can't be written to; choose another")
+        raise ValueError(f"{name}: the folder {path} can't be written to; choose another")
     return path
 
 

@@ -15,6 +15,7 @@ from frameflex.cli.options import (
     add_loading_options,
     add_views_option,
     budget,
+    frame_count,
     parser_of,
     positive,
 )
@@ -37,7 +38,7 @@ def run(argv: list[str], console: Any) -> int:
         "videos", nargs="*", metavar="VIDEO", help="files, folders (searched) or quoted patterns"
     )
     parser.add_argument(
-        "--frames", type=positive, help="frames to look at (default: the largest trained count)"
+        "--frames", type=frame_count, help="frames to look at (default: the largest trained count)"
     )
     parser.add_argument(
         "--budget",

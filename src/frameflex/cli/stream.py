@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frameflex.cli.event_options import add_event_options, detector_of, seconds
-from frameflex.cli.options import parser_of, positive
+from frameflex.cli.options import frame_count, parser_of, positive
 
 if TYPE_CHECKING:
     from frameflex.deploy.live.sources import LiveFrame, LiveSource, Notice
@@ -54,14 +54,17 @@ def run(argv: list[str], console: Any) -> int:
         help="don't keep pace and drop no frame; for files and -",
     )
     parser.add_argument(
-        "--window", type=positive, metavar="T", help="look at the last T frames each time: for any checkpoint"
+        "--window",
+        type=frame_count,
+        metavar="T",
+        help="look at the last T frames each time: for any checkpoint",
     )
     parser.add_argument(
         "--hop", type=positive, default=1, help="with --window: every so many frames (default: 1)"
     )
     parser.add_argument(
         "--frames",
-        type=positive,
+        type=frame_count,
         help="of a frame-flexible checkpoint, the parts of which T (default: largest)",
     )
     parser.add_argument(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
+from frameflex.cli.options import check_place
 from frameflex.engine.recipe_files import parse_recipe
 
 
@@ -14,6 +16,7 @@ def run(argv: list[str], console: Any) -> int:
     from frameflex.engine.training import train
 
     recipe, resume = parse_recipe(argv)
+    check_place(Path(recipe.output))
     leave_cores_to_workers(recipe.data.num_workers)
     if (
         os.environ.get("RANK", "0") != "0"

@@ -17,7 +17,7 @@ from frameflex.data.loading import read_batches
 from frameflex.data.transforms import VIEWS, EvalTransform
 from frameflex.deploy.inputs import is_many, open_input
 from frameflex.export import is_export, load_exported
-from frameflex.models.tsm import classify_views
+from frameflex.models.tsm import checked_num_frames, classify_views
 from frameflex.video.reader import VideoError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Recognizer:
 
     def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device | None = None) -> None:
         self.checkpoint = checkpoint
-        self.device = torch.device(device or best_device())
+        self.device = chosen_device(device)
         self.model = checkpoint.model.eval().to(self.device).to(memory_format=torch.channels_last)
 
     @classmethod
@@ -258,8 +258,8 @@ class Recognizer:
         if isinstance(budget, str):
             return self.checkpoint.frame_counts
         if budget:
-            return tuple(sorted(set(budget)))
-        return (self.checkpoint.num_frames if num_frames is None else num_frames,)
+            return tuple(sorted({checked_num_frames(count, "budget") for count in budget}))
+        return (self.checkpoint.num_frames if num_frames is None else checked_num_frames(num_frames),)
 
     def _look(self, clips: Mapping[int, Tensor], confidence: float, names: Sequence[str]) -> Tensor:
         """Logits ``(B, K)`` of clips ``{T: (B, V, 3, T, h, w)}``: of the first count that is sure, video by video.
@@ -314,6 +314,29 @@ class Recognizer:
             Prediction(names[index], index, probability)
             for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
+
+
+def chosen_device(device: str | torch.device | None) -> torch.device:
+    """A device by name, or the best there is.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    if device is None:
+        return best_device()
+    known = "expected cpu, cuda, cuda:1, mps or another device of torch"
+    try:
+        chosen = torch.device(device)
+        if chosen.type != "meta":
+            torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError, TypeError) as error:
+        # torch's own words of a missing driver, a build without CUDA, a number too high
+        cause = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        raise ValueError(
+            f"device is {str(device)!r}, which can't be used here ({cause}); {known}. Here the best is "
+            f"{best_device()}"
+        ) from error
+    return chosen
 
 
 def best_device() -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -23,7 +24,7 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
 
     class RecipeParser(jsonargparse.ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise RecipeError(" ".join(message.split()).replace("Parser key", "key"))
+            raise RecipeError(_in_words(" ".join(message.split())))
 
     parser = RecipeParser(
         prog="frameflex train",
@@ -48,10 +49,40 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
                 check_key(key, [*known_keys(), "resume"], "command line")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="jsonargparse")
-        parsed = parser.parse_args(arguments)
+        parsed = parser.parse_args(_with_lists(arguments))
         recipe = parser.instantiate(parsed)
     values = {name: recipe[name] for name in Recipe.__dataclass_fields__}
     return Recipe(**values), bool(parsed.resume)
+
+
+_LISTS = ("clip.frame_counts", "clip.multi_scale_crop", "training.milestones")
+
+
+def _with_lists(arguments: Sequence[str]) -> list[str]:
+    """``--clip.frame_counts 8`` and ``4,8`` as ``[8]`` and ``[4,8]``, which is what YAML calls a list."""
+    words: list[str] = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if words and words[-1] in {f"--{name}" for name in _LISTS}:
+            key, equals, value = "", "", argument
+        elif not (equals and key.removeprefix("--") in _LISTS):
+            words.append(argument)
+            continue
+        if re.fullmatch(r"\s*\d+(\.\d+)?(\s*,\s*\d+(\.\d+)?)*\s*", value):
+            value = f"[{value}]"
+        words.append(f"{key}{equals}{value}")
+    return words
+
+
+def _in_words(message: str) -> str:
+    """jsonargparse's message of a value of another kind, without Python's names of kinds."""
+    message = message.replace("Parser key", "key")
+    found = re.fullmatch(r"(.*): Expected a <class '(\w+)'>\. Got value: (.*)", message)
+    if not found:
+        return message
+    key, kind, value = found.groups()
+    kinds = {"tuple": f"a list such as [{value}]", "int": "a whole number", "float": "a number"}
+    return f"{key} is {value}; expected {kinds.get(kind, 'true or false' if kind == 'bool' else f'a {kind}')}"
 
 
 def bundled_recipes() -> list[Path]:

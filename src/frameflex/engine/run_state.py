@@ -68,7 +68,12 @@ def check_same_recipe(former: Checkpoint, recipe: Recipe, folder: RunFolder) -> 
     changed = sorted(key for key in now if before.get(key) != now[key] and key not in _FREE)
     if changed:
         listed = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed)
-        raise RecipeError(f"can't resume {folder.path} with another recipe: {listed}")
+        longer = (
+            f". To train for longer, begin a run with these weights: --model.init {folder.last} and another --output"
+            if "training.epochs" in changed
+            else ""
+        )
+        raise RecipeError(f"can't resume {folder.path} with another recipe: {listed}{longer}")
     former.model.train()
 
 

@@ -16,6 +16,7 @@ from frameflex.checkpoint.format import checked_temperatures
 from frameflex.data.transforms import Preprocessing
 from frameflex.export.manifest import read_manifest
 from frameflex.export.packages import ExportError, first_line, needed, openvino_core
+from frameflex.models.tsm import check_clip
 
 
 class ExportedModel(nn.Module):
@@ -78,8 +79,7 @@ class ExportedModel(nn.Module):
         Raises:
             ValueError: if there is no graph for this T or size.
         """
-        if clip.ndim != 5 or clip.shape[1] != 3 or clip.shape[2] < 1:
-            raise ValueError(f"clip has shape {tuple(clip.shape)}; expected (B, 3, T, H, W)")
+        check_clip(clip)
         count = None if None in self.graphs else clip.shape[2]
         if count not in self.graphs:
             raise ValueError(

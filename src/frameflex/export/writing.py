@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,11 +55,27 @@ def _write_onnx(network: ExportNetwork, path: Path, *, half: bool, opset: int) -
         verbose=False,
     )
     assert program is not None
+    _name_axes(program.model.graph, network)
     for node in program.model.graph:  # stack traces, with paths of this machine, in every node
         node.metadata_props.clear()
     program.model.graph.metadata_props.clear()
     program.model.metadata_props.clear()
     program.save(path, external_data=False)
+
+
+def _name_axes(graph: Any, network: ExportNetwork) -> None:
+    """Axes that are open have names for people: "batch" and "frames" in place of torch's symbols, such as s53."""
+    axes = {0: "batch", 2 if network.pixels is None else 1: "frames"}
+    shape = graph.inputs[0].shape
+    names = {str(shape[axis]): name for axis, name in axes.items() if not isinstance(shape[axis], int)}
+    values = [*graph.inputs, *graph.outputs, *(value for node in graph for value in node.outputs)]
+    for value in values:
+        for axis, size in enumerate(value.shape or ()):
+            if not isinstance(size, int):
+                text = str(size)
+                for symbol, name in names.items():
+                    text = re.sub(rf"\b{re.escape(symbol)}\b", name, text)
+                value.shape[axis] = text
 
 
 def _write_openvino(network: ExportNetwork, path: Path, *, half: bool, opset: int) -> None:

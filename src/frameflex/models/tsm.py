@@ -182,7 +182,7 @@ class TSM(nn.Module):
 
         With temporal pooling they are those of the ``ceil(T / 2)`` frames that are left.
         """
-        _check_clip(clip)
+        check_clip(clip)
         num_frames = clip.shape[2]
         frames = clip.transpose(1, 2).flatten(0, 1)  # (B * T, 3, H, W)
         if torch.compiler.is_compiling():
@@ -192,9 +192,21 @@ class TSM(nn.Module):
                     module.num_frames = num_frames  # type: ignore[assignment]
             features = self.backbone(frames)  # (B * T, F)
         else:
-            features = at_num_frames(self.backbone, num_frames)(frames)  # (B * T, F)
+            features = self._features(frames, num_frames, tuple(clip.shape))  # (B * T, F)
         logits = self.head(self.dropout(features))
         return logits.unflatten(0, (clip.shape[0], -1))  # (B, T, K)
+
+    def _features(self, frames: Tensor, num_frames: int, shape: tuple[int, ...]) -> Tensor:
+        try:
+            return at_num_frames(self.backbone, num_frames)(frames)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"clip has shape {shape}: in training one of the network's norms gets a single value of each "
+                "channel, which has no variance; expected more clips, more frames or larger ones. To classify, call "
+                "model.eval()"
+            ) from error
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade compute for memory in training: keep no activations inside the backbone's stages."""
@@ -252,7 +264,22 @@ def _out_channels(block: nn.Module) -> int:
     return last[-1].out_channels
 
 
-def _check_clip(clip: Tensor) -> None:
+MAX_FRAMES = 1024  # of a clip, when asked for by a person: more is a slip of the hand, and memory for nothing
+
+
+def checked_num_frames(num_frames: int, name: str = "num_frames") -> int:
+    """A frame count that someone asked for. Raises ValueError where it is no whole number from 1 to `MAX_FRAMES`."""
+    if not isinstance(num_frames, int) or isinstance(num_frames, bool) or not 1 <= num_frames <= MAX_FRAMES:
+        raise ValueError(
+            f"{name} is {num_frames!r}; expected a whole number of frames from 1 to {MAX_FRAMES}"
+        )
+    return num_frames
+
+
+def check_clip(clip: Tensor) -> None:
+    """Refuse what is no batch of clips, in our words. Raises ValueError."""
+    if not isinstance(clip, Tensor):
+        raise ValueError(f"clip is {type(clip).__name__}; expected a tensor (B, 3, T, H, W)")
     shape = tuple(clip.shape)
     if clip.ndim != 5:
         advice = " For one clip add a batch axis: clip[None]." if clip.ndim == 4 else ""
@@ -264,6 +291,13 @@ def _check_clip(clip: Tensor) -> None:
         )
     if shape[2] < 1:
         raise ValueError(f"clip has shape {shape}, so no frame; expected (B, 3, T, H, W) with T at least 1")
+    if shape[0] < 1:
+        raise ValueError(f"clip has shape {shape}, so no clip; expected (B, 3, T, H, W) with B at least 1")
+    if not clip.is_floating_point():
+        raise ValueError(
+            f"clip is {str(clip.dtype).removeprefix('torch.')}; expected float, normalised as in the checkpoint's "
+            "preprocessing: EvalTransform makes it of frames, and a Recognizer takes videos as they are"
+        )
 
 
 def _create_backbone(

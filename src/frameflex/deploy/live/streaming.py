@@ -18,9 +18,10 @@ from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.data.sampling import eval_indices
 from frameflex.data.transforms import EvalTransform
 from frameflex.deploy.long_videos.events import Event, EventDetector
-from frameflex.deploy.recognizer import Prediction, best_device
+from frameflex.deploy.recognizer import Prediction, chosen_device
 from frameflex.models.causal import CausalStep, State
 from frameflex.models.finite import finite
+from frameflex.models.tsm import checked_num_frames
 
 CONSENSUS = ("mean", "exponential", "window", "last")
 Frame = Tensor | np.ndarray
@@ -135,10 +136,11 @@ class StreamingRecognizer:
             raise ValueError(
                 "both window and num_frames are given; a window of T frames is served by T's parts"
             )
+        for name, value in (("num_frames", num_frames), ("window", window)):
+            if value is not None:
+                checked_num_frames(value, name)
         for name, value, least in (
             ("stride", stride, 1),
-            ("num_frames", num_frames, 1),
-            ("window", window, 1),
             ("hop", hop, 1),
             ("memory", memory, 1),
             ("warm_up", warm_up, 1),
@@ -165,7 +167,7 @@ class StreamingRecognizer:
                 f"{checkpoint.num_frames} (--window on the command line), at {checkpoint.num_frames} times the cost"
             )
         self.checkpoint = checkpoint
-        self.device = torch.device(device or best_device())
+        self.device = chosen_device(device)
         self.model = checkpoint.model.eval().to(self.device).to(memory_format=torch.channels_last)
         self.window, self.hop = window, hop
         self.num_frames = window or num_frames or checkpoint.num_frames
