@@ -77,7 +77,9 @@ VERBS = {
 
 
 @pytest.mark.parametrize("how", SPOILT)
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    "verb", [pytest.param(verb, marks=pytest.mark.slow if "--step" in verb else []) for verb in VERBS]
+)
 def test_numbers_that_are_none_are_one_clear_error_in(verb, how, place, tmp_path, capsys):
     if "--step" in verb:
         pytest.importorskip("onnxruntime")
