@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from collections import OrderedDict
 
 import torch
 import torchvision
@@ -266,18 +267,87 @@ def reference_keys(source):
     return {f"module.{key}": shape for key, shape in keys.items()}
 
 
+class MobileOneBlock(nn.Module):
+    """A block of MobileOne (arXiv 2206.04040, figure 3) under mmpretrain's names: branches that are summed."""
+
+    def __init__(self, inputs, outputs, *, kernel=3, stride=1, groups=1, branches=1, squeeze=False):
+        super().__init__()
+
+        def conv_norm(size):
+            conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
+            return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(outputs)))
+
+        self.branch_norm = nn.BatchNorm2d(inputs) if inputs == outputs and stride == 1 else None
+        self.branch_scale = conv_norm(1) if kernel > 1 else None
+        self.branch_conv_list = nn.ModuleList(conv_norm(kernel) for _ in range(branches))
+        self.se = None
+        if squeeze:
+            few = max(8, (outputs // 16 + 4) // 8 * 8)
+            self.se = nn.Module()
+            self.se.conv1 = nn.Sequential(OrderedDict(conv=nn.Conv2d(outputs, few, 1)))
+            self.se.conv2 = nn.Sequential(OrderedDict(conv=nn.Conv2d(few, outputs, 1)))
+
+    def forward(self, x):
+        branches = [*self.branch_conv_list, self.branch_scale, self.branch_norm]
+        out = sum(branch(x) for branch in branches if branch is not None)
+        if self.se is not None:
+            out = out * self.se.conv2(self.se.conv1(out.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return out.relu()
+
+
+MOBILEONES = {  # widths, branches, blocks with squeeze and excitation
+    "s0": ((48, 48, 128, 256, 1024), 4, (0, 0, 0, 0)),
+    "s4": ((64, 192, 448, 896, 2048), 1, (0, 0, 5, 1)),
+}
+
+
+class MobileOneTSM(nn.Module):
+    """mmaction2's MobileOneTSM, table 2 of the paper: the input of every block is shifted, the stem's included."""
+
+    def __init__(self, size, num_frames, num_classes=7, *, place=True):
+        super().__init__()
+        widths, branches, squeezed = MOBILEONES[size]
+
+        def shifted(block):
+            return Shift(block, num_frames) if place else block
+
+        self.backbone = nn.Module()
+        self.backbone.stage0 = shifted(MobileOneBlock(3, widths[0], stride=2))
+        inputs = widths[0]
+        for number, (outputs, repeats) in enumerate(zip(widths[1:], (2, 8, 10, 1), strict=True), start=1):
+            blocks = []
+            for i in range(repeats):
+                how = {"branches": branches, "squeeze": i >= repeats - squeezed[number - 1]}
+                stride = 2 if i == 0 else 1
+                blocks.append(shifted(MobileOneBlock(inputs, inputs, stride=stride, groups=inputs, **how)))
+                blocks.append(shifted(MobileOneBlock(inputs, outputs, kernel=1, **how)))
+                inputs = outputs
+            self.backbone.add_module(f"stage{number}", nn.Sequential(*blocks))
+        self.cls_head = nn.Module()
+        self.cls_head.fc_cls = nn.Linear(inputs, num_classes)
+
+    def forward(self, clip):  # (B, 3, T, H, W)
+        x = clip.transpose(1, 2).flatten(0, 1)
+        for number in range(5):
+            x = self.backbone.get_submodule(f"stage{number}")(x)
+        return self.cls_head.fc_cls(x.mean((2, 3))).unflatten(0, (clip.shape[0], -1)).mean(1)
+
+
 def published_tensors(row, *, num_classes=None):
     """The tensors of the file behind published weights: mmaction2's names and shapes, the reference's values."""
     num_classes = num_classes or len(row.class_names)
     with torch.device("meta"):
-        if row.backbone == "mobilenetv2_100":
+        if row.backbone == "mobileone_s4":
+            model = MobileOneTSM("s4", row.num_frames)
+        elif row.backbone == "mobilenetv2_100":
             model = mobilenet(row.num_frames, draw=False)
         else:
             depth = int(row.backbone.removeprefix("resnet"))
             every = 2 if depth == 101 else 1
             attends = row.non_local != "none"
             model = resnet(depth, row.num_frames, non_local=attends, every=every, draw=False)
-    state = {mmaction2_name(key): tuple(value.shape) for key, value in model.state_dict().items()}
+    name = mmaction2_name if isinstance(model, Published) else str  # MobileOne was written under its names
+    state = {name(key): tuple(value.shape) for key, value in model.state_dict().items()}
     if row.non_local == "gaussian":
         state = {k: shape for k, shape in state.items() if ".theta." not in k and ".phi." not in k}
     state = {k: (num_classes, *shape[1:]) if "fc_cls" in k else shape for k, shape in state.items()}

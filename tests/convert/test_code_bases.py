@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchvision
 from published_networks import (
+    MobileOneTSM,
     Shift,
     mmaction2_name,
     mobilenet,
@@ -140,6 +141,18 @@ def test_mmaction2_of_both_generations(make, tmp_path):
     assert conversion.checkpoint.preprocessing.mean == pytest.approx((10 / 255, 20 / 255, 30 / 255))
     assert conversion.checkpoint.frame_counts == (8,)
     assert any("assumed: 8 frames" in note for note in conversion.notes)
+
+
+@pytest.mark.parametrize(("size", "place"), [("s0", True), ("s0", False), ("s4", True)])
+def test_mmaction2_mobileone_with_every_block_shifted(size, place, tmp_path):
+    model = randomise(MobileOneTSM(size, 4, place=place))
+    conversion = same_logits(save(tmp_path / "a.pth", model), model, 4)
+    config = conversion.checkpoint.model.config
+    assert (config["backbone"], config["shift"]) == (
+        f"mobileone_{size}",
+        "bidirectional" if place else "none",
+    )
+    assert conversion.source == f"mmaction2, mobileone_{size}"
 
 
 def ffn_state(model, counts):

@@ -38,6 +38,7 @@ class Published:
         address: of the file.
         sha256: of the file, or the first digits of it.
         non_local: how non-local blocks compare, or "none".
+        shift_place: what is shifted, as for `create_model`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Published:
     address: str
     sha256: str
     non_local: str = "none"
+    shift_place: str = "residual"
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
     @property

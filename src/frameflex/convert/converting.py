@@ -45,10 +45,10 @@ def convert(
     """Turn a checkpoint of another code base into one of ours, with every tensor accounted for.
 
     Known are: mit-han-lab's temporal-shift-module (ResNet, MobileNetV2, non-local blocks, temporal pooling, both
-    shift places, any number of segments), mmaction2's TSM and TSN (0.x and 1.x; ResNet, MobileNetV2), FFN-pytorch's
-    2D networks (each of its counts becomes one of ours), image weights of torchvision (ResNets, MobileNetV2 and V3,
-    EfficientNet and its V2, RegNet, ConvNeXt) and of timm (every architecture with a row in the table of backbones),
-    and frameflex's own.
+    shift places, any number of segments), mmaction2's TSM and TSN (0.x and 1.x; ResNet, MobileNetV2, MobileOne),
+    FFN-pytorch's 2D networks (each of its counts becomes one of ours), image weights of torchvision (ResNets,
+    MobileNetV2 and V3, EfficientNet and its V2, RegNet, ConvNeXt) and of timm (every architecture with a row in the
+    table of backbones), and frameflex's own.
 
     Args:
         path: ``.pth``, ``.pt``, ``.tar`` or ``.safetensors``; what is inside decides, the name doesn't matter.

@@ -71,7 +71,7 @@ def _convert(weights: Published, source: Path) -> Conversion:
         license=weights.license,
     )
     config = conversion.checkpoint.model.config
-    for key in ("backbone", "non_local"):
+    for key in ("backbone", "non_local", "shift_place"):
         if config[key] != getattr(weights, key):
             raise ValueError(f"its {key} is {config[key]}, expected {getattr(weights, key)}")
     if config["shift"] != "bidirectional":

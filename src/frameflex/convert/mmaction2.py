@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from frameflex.convert.mobilenetv2 import mobilenet_network
+from frameflex.convert.mobileone import is_mobileone, mobileone_network
 from frameflex.convert.network import Network, head_names
 from frameflex.convert.reading import ConversionError, Hints
 from frameflex.convert.resnet import ResNetParts, resnet_network
@@ -32,6 +33,8 @@ def recognise(state: Mapping[str, Tensor], hints: Hints) -> Network | None:
     if any(re.fullmatch(r"layer\d\.\d+\.conv\.0\..+", name) for name in names.values()):
         network = mobilenet_network(state, names, head, hints, source=f"{kind}, MobileNetV2")
         network.options["shift_div"] = shift_div
+    elif is_mobileone(names):
+        network = mobileone_network(state, names, head, hints, source=kind, shift_div=shift_div)
     elif "conv1.conv.weight" in names.values() and state["backbone.conv1.conv.weight"].ndim == 4:
         parts = ResNetParts()
         for key, name in names.items():

@@ -186,6 +186,19 @@ def shift_sites(family: Family, backbone: nn.Module, *, every: int | None = None
     return [site for stage in stages for site in stage[::every]]
 
 
+def whole_blocks(family: Family, backbone: nn.Module, *, every: int | None = None) -> list[nn.Module]:
+    """Which blocks are shifted where the shift takes whole blocks, their identity path included.
+
+    MobileOne has no residual path of its own to spare, so that mmaction2 shifts the input of every block behind the
+    stem; elsewhere they are those that `shift_sites` has a site in.
+    """
+    stages = getattr(backbone, "stages", None)
+    blocks = [block for stage in stages or () for block in stage if type(block).__name__ == "MobileOneBlock"]
+    if blocks:
+        return blocks[:: every or 1]
+    return list(dict.fromkeys(block for block, _ in shift_sites(family, backbone, every=every)))
+
+
 def family_of(architecture: str) -> Family:
     """The family that an architecture of timm belongs to.
 

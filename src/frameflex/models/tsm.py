@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from frameflex.models.backbones import family_of, shift_sites
+from frameflex.models.backbones import family_of, shift_sites, whole_blocks
 from frameflex.models.finite import finite
 from frameflex.models.non_local import NON_LOCALS, NonLocal, TemporalPool
 from frameflex.models.temporal_shift import TemporalShift, at_num_frames, replace_module
@@ -51,7 +51,7 @@ class TSM(nn.Module):
             frame by frame while it runs (`CausalStep`); or ``"none"`` for the plain 2D network (a baseline that
             can't see order).
         shift_place: ``"residual"``, or ``"block"`` to shift the input of whole blocks, identity path included, as
-            TSM's ablation does (ResNets only; it costs accuracy).
+            TSM's ablation does (ResNets; it costs accuracy) and mmaction2's MobileOne.
         shift_every: shift every so many blocks of a stage; None for what is published: all, and every second one
             of ResNets whose ``layer3`` has 23 or more.
         temporal_pool: halve the frames before ``layer2`` (ResNets only); predictions of ``ceil(T / 2)`` frames are
@@ -133,11 +133,17 @@ class TSM(nn.Module):
             backbone, pretrained, {**family.options, **self.config["backbone_options"]}
         )
         if (shift_place, temporal_pool, non_local) != ("residual", False, "none"):
-            _check_published_options(backbone, self.backbone)
+            _check_published_options(
+                backbone, self.backbone, only_place=not temporal_pool and non_local == "none"
+            )
         if shift != "none":
             names = {module: name for name, module in self.backbone.named_modules()}
-            for block, conv in shift_sites(family, self.backbone, every=shift_every):
-                name = names[block] if shift_place == "block" else f"{names[block]}.{conv}"
+            if shift_place == "block":
+                places = [names[block] for block in whole_blocks(family, self.backbone, every=shift_every)]
+            else:
+                sites = shift_sites(family, self.backbone, every=shift_every)
+                places = [f"{names[block]}.{conv}" for block, conv in sites]
+            for name in places:
                 pooled = temporal_pool and not name.startswith("layer1.")
                 shifted = TemporalShift(
                     self.backbone.get_submodule(name),
@@ -250,10 +256,13 @@ def classify_views(model: nn.Module, clips: Tensor, *, names: Sequence[str] = ()
     return finite(mean, num_frames=clips.shape[3], names=names)
 
 
-def _check_published_options(architecture: str, backbone: nn.Module) -> None:
+def _check_published_options(architecture: str, backbone: nn.Module, *, only_place: bool) -> None:
+    if only_place and architecture.startswith("mobileone"):
+        return
     if not all(hasattr(backbone, f"layer{i}") for i in (1, 2, 3, 4)):
         raise ValueError(
-            f"shift_place, temporal_pool and non_local are published for ResNets; backbone is {architecture!r}. "
+            f"shift_place, temporal_pool and non_local are published for ResNets, and shift_place for "
+            f"MobileOne; backbone is {architecture!r}. "
             'Leave them at "residual", false and "none", or choose a ResNet'
         )
 
