@@ -18,6 +18,7 @@ from frameflex.checkpoint import CheckpointError, load_checkpoint, remove_leftov
 from frameflex.data.splits import hold_out
 from frameflex.engine.loading import EpochBatches, LoaderClock
 from frameflex.engine.memory import saved_for_backward
+from frameflex.engine.objective import FrameFlexibleObjective
 from frameflex.engine.optimization import build_optimizer, learning_rate_factor, parameter_groups
 from frameflex.engine.recipe import RecipeError
 from frameflex.engine.run import Run
@@ -77,6 +78,48 @@ def test_a_run_stopped_at_any_step_and_resumed_equals_the_run_never_stopped(
         assert all(torch.equal(got[name], expected[name]) for name in expected)
         assert values["step"] == expected_values["step"] == 6
         assert values["best_top1"] == expected_values["best_top1"]
+
+
+def test_the_other_counts_join_with_the_parts_of_the_largest(bars, tmp_path, caplog):
+    recipe = tiny_recipe(bars, tmp_path / "run", method="ffn", epochs=3, first_phase=0.7, ema_decay=0.5)
+    assert recipe.first_phase_epochs == 2
+    norms, seen = [], []
+
+    def look(report):
+        state = load_checkpoint(tmp_path / "run" / "last.safetensors").model.state_dict()
+        norms.append(
+            [
+                torch.equal(value, state[re.sub(r"(norms|scales)\.2", r"\1.4", name)])
+                for name, value in state.items()
+                if re.search(r"(norms|scales)\.2", name)
+            ]
+        )
+
+    def count(self, clips, labels, forward=FrameFlexibleObjective.forward):
+        seen.append(tuple(clips))
+        return forward(self, clips, labels)
+
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level("INFO"):
+        patch.setattr(FrameFlexibleObjective, "forward", count)
+        train(recipe, watcher=Watcher(on_validation=lambda *_: look(None)))
+    look(None)
+    assert seen == [(4,)] * 6 + [(2, 4)] * 3
+    assert [all(same) for same in norms] == [True, True, False, False]
+    assert "the first 2 of 3 epochs at 4 frames alone" in caplog.text
+    assert "from here on 2 and 4 frames are trained together" in caplog.text
+
+
+def test_a_checkpoint_to_start_from_skips_the_first_phase_and_a_zero_is_the_published_method(bars, tmp_path):
+    recipe = tiny_recipe(bars, tmp_path / "run", method="ffn", epochs=4)
+    assert (recipe.first_phase_epochs, recipe.students_learn_labels) == (2, True)
+    recipe.model.init = "some.safetensors"
+    assert (recipe.first_phase_epochs, recipe.students_learn_labels) == (0, True)
+    published = tiny_recipe(bars, tmp_path / "run", method="ffn", epochs=4, first_phase=0.0)
+    assert (published.first_phase_epochs, published.students_learn_labels) == (0, False)
+    published.objective.student_cross_entropy = True
+    assert published.students_learn_labels
+    with pytest.raises(RecipeError, match="training.first_phase is 1"):
+        tiny_recipe(bars, tmp_path / "run", method="ffn", first_phase=1.0)
 
 
 def test_workers_do_not_change_the_result(bars, tmp_path):
@@ -644,7 +687,8 @@ def test_kept_memory_is_said_once_for_each_count_and_is_less_with_grad_checkpoin
     found = []
     for given in (False, True):
         caplog.clear()
-        train(tiny_recipe(bars, tmp_path / str(given), method="ffn", epochs=2, grad_checkpointing=given))
+        options = {"epochs": 2, "first_phase": 0.0, "grad_checkpointing": given}
+        train(tiny_recipe(bars, tmp_path / str(given), method="ffn", **options))
         [line] = [r.getMessage() for r in caplog.records if "kept for the backward pass" in r.getMessage()]
         found.append([float(number) for number in re.findall(r"([\d.]+) MB at", line)])
     assert found[0][0] < found[0][1]  # 2 and 4 frames

@@ -123,7 +123,8 @@ class Objective:
         label_smoothing: 0 to 1.
         kl_weight: method ffn: λ, the weight of Σ KL(prediction at the largest count ‖ student).
         temperature: method ffn: of both sides of the KL term.
-        student_cross_entropy: method ffn: cross-entropy at the smaller counts too.
+        student_cross_entropy: method ffn: cross-entropy at the smaller counts too; null for true where
+            `training.first_phase` is above 0. The published loss has none.
         reverse_kl: method ffn: KL(student ‖ prediction at the largest count) instead.
         random_counts: method ffn: each step draws the smaller counts from the whole range between the smallest
             and the largest instead of the fixed list; parts of the nearest count serve them.
@@ -134,7 +135,7 @@ class Objective:
     label_smoothing: float = 0.0
     kl_weight: float = 1.0
     temperature: float = 1.0
-    student_cross_entropy: bool = False
+    student_cross_entropy: bool | None = None
     reverse_kl: bool = False
     random_counts: bool = False
     class_balance: Literal["none", "sampling", "loss"] = "none"
@@ -146,6 +147,10 @@ class Training:
 
     Attributes:
         epochs: passes over the training videos.
+        first_phase: method ffn: share of the epochs in which the network is trained at the largest count alone, as a
+            plain TSM; the other counts then start from its norms and scales, and all are trained together. From
+            scratch the smaller counts copy a teacher that knows nothing yet. Skipped where `model.init` is given; 0
+            is the published method.
         batch_size: videos a step in each process, before accumulation.
         accumulate: batches a step of the optimizer.
         optimizer: "sgd" or "adamw".
@@ -177,6 +182,7 @@ class Training:
     """
 
     epochs: int = 50
+    first_phase: float = 0.5
     batch_size: int = 8
     accumulate: int = 1
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -255,6 +261,11 @@ class Recipe:
             )
         if not self.training.learning_rate > 0:
             raise RecipeError(f"training.learning_rate is {self.training.learning_rate}; expected above 0")
+        if not 0 <= self.training.first_phase < 1:
+            raise RecipeError(
+                f"training.first_phase is {self.training.first_phase}; expected a share of the epochs, 0 or more and "
+                "below 1"
+            )
         if not 0 < self.training.layer_decay <= 1:
             raise RecipeError(
                 f"training.layer_decay is {self.training.layer_decay}; expected above 0 and at most 1"
@@ -291,6 +302,20 @@ class Recipe:
         """The T's that the network sees in training, ascending."""
         counts = tuple(sorted(self.clip.frame_counts))
         return counts if self.method == "ffn" else counts[-1:]
+
+    @property
+    def first_phase_epochs(self) -> int:
+        """Epochs at the largest count alone, before all counts of a frame-flexible network are trained together."""
+        if self.method != "ffn" or self.model.init:
+            return 0
+        epochs = self.training.epochs
+        return min(round(self.training.first_phase * epochs), epochs - 1)
+
+    @property
+    def students_learn_labels(self) -> bool:
+        """Whether the smaller counts of a frame-flexible network have cross-entropy, too."""
+        asked = self.objective.student_cross_entropy
+        return self.training.first_phase > 0 if asked is None else asked
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for YAML and JSON."""

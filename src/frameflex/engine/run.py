@@ -32,6 +32,7 @@ from frameflex.engine.starting import build_model, preprocessing_of
 from frameflex.engine.task import Task, division_of
 from frameflex.engine.watching import StepReport
 from frameflex.models import TSM
+from frameflex.models.frame_flexible import spread_parts
 from frameflex.models.synced_norm import Synced, sync_norms
 from frameflex.video.reader import VideoError
 
@@ -86,6 +87,7 @@ class Run:
             batch_size=training.batch_size,
             seed=recipe.seed,
             frame_counts=recipe.trained_counts,
+            first_phase_epochs=recipe.first_phase_epochs,
             random_counts=recipe.objective.random_counts,
             weights=video_weights(targets) if recipe.objective.class_balance == "sampling" else None,
             rank=accelerator.process_index,
@@ -123,6 +125,14 @@ class Run:
         """Run the steps of an epoch that are left, reporting each."""
         training, step, values = self.recipe.training, self.values["step"], self.values
         accumulate, end = training.accumulate, (epoch + 1) * self.steps_per_epoch
+        if step == epoch * self.steps_per_epoch and epoch == self.recipe.first_phase_epochs > 0:
+            self._spread_parts()
+            self.memory_told = False
+            values["best_top1"] = -1.0  # the best checkpoint is to be one of all counts
+            logger.info(
+                "from here on %s frames are trained together",
+                " and ".join(map(str, self.recipe.trained_counts)),
+            )
         self.batches.epoch = epoch
         self.batches.first_batch = (step - epoch * self.steps_per_epoch) * accumulate
         self.objective.train()
@@ -155,13 +165,15 @@ class Run:
                 accuracy=values["right"] / max(values["seen"], 1),
                 learning_rate=self.optimizer.param_groups[0]["lr"],
                 clips_per_second=(values["seen"] - seen_before) / seconds,
-                seconds_left=seconds / (step - first_step) * (self.num_steps - step),
+                seconds_left=seconds / self._frames(first_step, step) * self._frames(step, self.num_steps),
                 waiting=self.clock.waiting(),
             )
 
     def validate(self, epoch: int, on_progress: Callable[[int, int], None]) -> tuple[Evaluation, bool]:
         """Measure the network after an epoch; also whether it is the best so far."""
         recipe, task, network = self.recipe, self.task, self.network
+        if self.recipe.first_phase_epochs and self._in_first_phase():
+            self._spread_parts()
         if self.accelerator.num_processes > 1:
             # Each process has statistics of its own videos; what counts, and is saved, are the first one's.
             for buffer in network.buffers():
@@ -200,6 +212,20 @@ class Run:
             self.values["best_top1"] = top1
         return measured, improved
 
+    def _frames(self, start: int, end: int) -> int:
+        """Frames that one video stands for from a step to another: what the time goes with."""
+        counts, border = self.recipe.trained_counts, self.recipe.first_phase_epochs * self.steps_per_epoch
+        alone = max(min(end, border) - start, 0)
+        return alone * counts[-1] + (end - start - alone) * sum(counts)
+
+    def _in_first_phase(self) -> bool:
+        return self.values["step"] <= self.recipe.first_phase_epochs * self.steps_per_epoch
+
+    def _spread_parts(self) -> None:
+        """Until the other counts are trained, the largest one's norms and scales are theirs."""
+        for network in {id(network): network for network in (self.model, self.network)}.values():
+            spread_parts(network, self.recipe.trained_counts[-1])
+
     @property
     def network(self) -> TSM:
         """What is validated and saved: the averaged network, or the network itself."""
@@ -224,6 +250,8 @@ class Run:
                 self.values["bad"] |= bad
         if self.accelerator.is_main_process:
             recipe = self.recipe
+            if recipe.first_phase_epochs and self._in_first_phase():
+                self._spread_parts()
             checkpoint = Checkpoint(
                 model=self.network,
                 class_names=list(self.task.classes),
@@ -367,7 +395,7 @@ def _build_objective(
         label_smoothing=options.label_smoothing,
         kl_weight=options.kl_weight,
         temperature=options.temperature,
-        student_cross_entropy=options.student_cross_entropy,
+        student_cross_entropy=recipe.students_learn_labels,
         reverse_kl=options.reverse_kl,
         class_weights=weights,
         label_sets=label_sets.table if label_sets else None,

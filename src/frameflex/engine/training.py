@@ -209,14 +209,13 @@ def _find_former(folder: RunFolder, accelerator: Accelerator) -> Checkpoint | No
 
 def _make_accelerator(recipe: Recipe) -> Accelerator:
     AcceleratorState._reset_state()  # a former run in this process may have had another precision
+    some_unused = recipe.objective.random_counts or recipe.first_phase_epochs > 0
     return Accelerator(
         mixed_precision=recipe.training.precision,
         # Unless told so, accelerate takes each of several processes without a GPU for a run of its own.
         cpu=not torch.accelerator.is_available(),
-        # A step that draws its counts leaves the norms of those that it didn't draw without gradients.
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=recipe.objective.random_counts)
-        ],
+        # A step that draws its counts, or sees the largest alone, leaves the norms of the others without gradients.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=some_unused)],
     )
 
 
@@ -262,6 +261,13 @@ def _log_start(recipe: Recipe, model: TSM, training: VideoList, validation: Vide
         sum(parameter.numel() for parameter in model.parameters()) / 1e6,
         ", ".join(map(str, recipe.trained_counts)),
     )
+    if recipe.first_phase_epochs:
+        logger.info(
+            "the first %d of %d epochs at %d frames alone",
+            recipe.first_phase_epochs,
+            recipe.training.epochs,
+            recipe.trained_counts[-1],
+        )
     if recipe.clip.flip:
         for line in describe_directions(training.classes):
             logger.info(line)

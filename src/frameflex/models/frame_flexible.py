@@ -243,6 +243,19 @@ def make_frame_flexible(
     return model
 
 
+def spread_parts(model: TSM, num_frames: int) -> None:
+    """Set every count's norms and scales to those of one of them: the network is then a plain TSM at every T."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, FrameNorm):
+                source = module.norms[str(num_frames)].state_dict()
+                for norm in module.norms.values():
+                    norm.load_state_dict(source)
+            elif isinstance(module, FrameScale):
+                for scale in module.scales.values():
+                    scale.copy_(module.scales[str(num_frames)])
+
+
 def serve_untrained(model: TSM, rule: str) -> None:
     """Choose what serves a T that has no parts of its own: "nearest" or "blend". Weights stay as they are."""
     if rule not in UNTRAINED:
