@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from frameflex.data import datasets
 from frameflex.data.datasets import (
     BadVideo,
+    BadVideos,
     Batch,
     ClipDataset,
     VideoList,
@@ -418,6 +419,63 @@ def test_numbers_are_indices_of_given_classes(tmp_path):
     assert load_videos(tmp_path / "list.csv", classes=["x", "y", "z"]).labels == [2, 0]
     with pytest.raises(ValueError, match="line 1: class '2' is not among the 2"):
         load_videos(tmp_path / "list.csv", classes=["x", "y"])
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_numbers_as_labels_are_names_or_indices_for_a_whole_list_and_a_mixture_is_refused(tmp_path, shuffled):
+    touch(*(tmp_path / f"{i}.mp4" for i in range(3)))
+    names = [str(i) for i in range(1, 11)]  # classes that are called 1 to 10
+
+    def labels(*given):
+        lines = [f"{i}.mp4,{label}\n" for i, label in enumerate(given)]
+        (tmp_path / "list.csv").write_text("".join(reversed(lines) if shuffled else lines))
+        found = load_videos(tmp_path / "list.csv", classes=names)
+        return {record.name: record.label for record in found}
+
+    assert labels(1, 10, 3) == {"0.mp4": 0, "1.mp4": 9, "2.mp4": 2}
+    assert labels(0) == {"0.mp4": 0}
+    with pytest.raises(ValueError, match=r"2 of them are names of classes \(1, 2\) while 1 are not \(0\)"):
+        labels(0, 1, 2)
+    with pytest.raises(ValueError, match="class '11' is not among the 10"):
+        labels(1, 11)
+
+
+def test_the_other_splits_of_a_folder_take_part_in_what_numbers_mean(tmp_path):
+    touch(*(tmp_path / f"{i}.mp4" for i in range(3)))
+    (tmp_path / "train.csv").write_text("0.mp4,0\n1.mp4,1\n")
+    (tmp_path / "val.csv").write_text("2.mp4,1\n")  # alone it could be the name of the first class
+    with pytest.raises(ValueError, match="expected all to be names or all to be indices"):
+        load_videos(tmp_path, split="validation", classes=["1", "2", "3"])
+    assert load_videos(tmp_path, split="validation", classes=["a", "b", "c"]).labels == [1]
+
+
+def test_a_list_without_labels_has_no_say_in_what_labels_are(tmp_path):
+    touch(*(tmp_path / f"{i}.mp4" for i in range(4)))
+    (tmp_path / "train.csv").write_text("0.mp4,0\n1.mp4,2\n")
+    (tmp_path / "val.csv").write_text("2.mp4,1\n")
+    (tmp_path / "test.csv").write_text("3.mp4\n")
+    assert load_videos(tmp_path, split="train").labels == [0, 2]
+    assert load_videos(tmp_path, split="validation").classes == ("0", "1", "2")
+    assert load_videos(tmp_path, split="test").labels == [-1]
+
+
+@pytest.mark.parametrize(
+    ("bad", "num_videos", "stops"),
+    [(2, 100, False), (3, 84, False), (4, 84, True), (4, 400, False), (5, 400, True)],
+)
+def test_more_than_one_percent_and_more_than_three_bad_videos_stop_work_that_skips_them(
+    bad, num_videos, stops
+):
+    videos = BadVideos(num_videos, "skip")
+    found = [BadVideo(i, f"{i}.mp4", "broken") for i in range(bad)]
+    if stops:
+        with pytest.raises(
+            VideoError, match=f"{bad} of {num_videos} videos can't be decoded, more than 1% and more"
+        ):
+            videos.add(found)
+    else:
+        videos.add(found)
+        assert len(videos.found) == bad
 
 
 # Clips

@@ -413,13 +413,15 @@ def broken_copy(bars, root, *, per_class, broken):
     return root
 
 
-def test_one_broken_training_file_is_skipped_and_named_but_more_than_a_percent_stops(tmp_path, caplog):
+def test_one_broken_training_file_is_skipped_and_named_but_more_than_three_stop(tmp_path, caplog):
     one = broken_copy(None, tmp_path / "one", per_class=5, broken=1)
     train(tiny_recipe(one, tmp_path / "run1", epochs=1))
     assert "broken0.mp4" in caplog.text
-    two = broken_copy(None, tmp_path / "two", per_class=5, broken=2)
-    with pytest.raises(VideoError, match="2 of 12 training videos can't be decoded"):
-        train(tiny_recipe(two, tmp_path / "run2", epochs=1))
+    four = broken_copy(None, tmp_path / "four", per_class=5, broken=4)
+    with pytest.raises(
+        VideoError, match="4 of 14 training videos can't be decoded, more than 1% and more than 3"
+    ):
+        train(tiny_recipe(four, tmp_path / "run2", epochs=1))
     strict = tiny_recipe(one, tmp_path / "run3", epochs=1)
     strict.data.on_bad_video = "error"
     with pytest.raises(VideoError, match="broken0.mp4"):

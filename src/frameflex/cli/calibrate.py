@@ -38,7 +38,9 @@ def run(argv: list[str], console: Any) -> int:
     parser.add_argument(
         "--batch-size", type=positive, default=16, help="videos that are decoded together (default: 16)"
     )
-    add_bad_video_options(parser, skip="leave it out, named; stop when more than 1 %% is bad")
+    add_bad_video_options(
+        parser, skip="leave it out, named; stop when more than 1 %% and more than 3 are bad"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
     parser.add_argument("--video-dir", help="where the files of a list are (default: beside the list)")
     parser.add_argument(

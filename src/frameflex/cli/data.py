@@ -143,7 +143,9 @@ def _data_prepare(argv: list[str], console: Any) -> int:
     parser.add_argument("--split", help="of data that has splits (default: all of them)")
     parser.add_argument("--video-dir", help="where the files of a list are (default: beside the list)")
     parser.add_argument("--timeout", type=seconds, default=600.0, help="seconds for one video (default: 600)")
-    add_bad_video_options(parser, skip="leave it out, noted in the index; stop when more than 1 %% is bad")
+    add_bad_video_options(
+        parser, skip="leave it out, noted in the index; stop when more than 1 %% and more than 3 are bad"
+    )
     add_workers_option(parser)
     args = parser.parse_args(argv)
     from frameflex.console import progress

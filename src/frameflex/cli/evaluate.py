@@ -66,7 +66,8 @@ def run(argv: list[str], console: Any) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
     add_bad_video_options(
-        parser, skip="count and list them beside the numbers, and stop when more than 1 %% is bad"
+        parser,
+        skip="count and list them beside the numbers, and stop when more than 1 %% and more than 3 are bad",
     )
     add_loading_options(parser)
     args = parser.parse_args(argv)

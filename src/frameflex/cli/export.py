@@ -76,7 +76,8 @@ def run(argv: list[str], console: Any) -> int:
     parser.add_argument("--opset", type=positive, default=18, help="operator set of onnx (default: 18)")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
     add_bad_video_options(
-        parser, skip="leave it out of --int8 and --check, named; stop when more than 1 %% is bad"
+        parser,
+        skip="leave it out of --int8 and --check, named; stop when more than 1 %% and more than 3 are bad",
     )
     parser.add_argument("--json", action="store_true", help="print the manifest instead of the folder's name")
     args = parser.parse_args(argv)

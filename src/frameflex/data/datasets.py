@@ -14,7 +14,7 @@ import re
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -84,8 +84,26 @@ class BadVideo:
     reason: str
 
 
-MAX_BAD_SHARE = 0.01
-"""More bad videos than this share, and one, stop work that skips them."""
+FEW_BAD, MAX_BAD_SHARE = 3, 0.01
+
+
+def check_bad_share(names: Sequence[str], num_videos: int, what: str = "videos") -> None:
+    """Stop work that skips bad videos when more than 1 % of them, and more than 3, are bad: the one rule.
+
+    Args:
+        names: of the bad ones.
+        num_videos: of the work.
+        what: they are called.
+
+    Raises:
+        VideoError: that names the first ten.
+    """
+    if len(names) > max(FEW_BAD, MAX_BAD_SHARE * num_videos):
+        listed = "; ".join(names[:10]) + ("; ..." if len(names) > 10 else "")
+        raise VideoError(
+            f"{len(names)} of {num_videos} {what} can't be decoded, more than {MAX_BAD_SHARE:.0%} and more than "
+            f"{FEW_BAD}: {listed}. Mend them or leave them out: `frameflex data check` writes a quarantine list"
+        )
 
 
 class BadVideos:
@@ -109,7 +127,7 @@ class BadVideos:
         """Count videos.
 
         Raises:
-            VideoError: at the first with "error"; with "skip" if more than 1 % of the videos are bad.
+            VideoError: at the first with "error"; with "skip" as `check_bad_share` says.
         """
         for video in bad:
             if self.on_bad_video == "error":
@@ -120,12 +138,7 @@ class BadVideos:
                 )
             self.found.append(video)
             logger.warning("left out: %s: %s", video.name, video.reason)
-        if len(self.found) > MAX_BAD_SHARE * self.num_videos + 1:
-            listed = "; ".join(video.name for video in self.found[:10])
-            raise VideoError(
-                f"{len(self.found)} of {self.num_videos} videos can't be decoded, more than {MAX_BAD_SHARE:.0%}: "
-                f"{listed}; ... Mend them or leave them out: `frameflex data check` writes a quarantine list of all."
-            )
+        check_bad_share([video.name for video in self.found], self.num_videos)
 
 
 class VideoList(Sequence[VideoRecord]):
@@ -397,6 +410,7 @@ class _Found:
     entries: list[_Entry]
     classes: list[str]
     numbered: bool = False  # labels are numbers without names
+    labels: frozenset[str] = frozenset()  # all that occur, where they are numbered, in any split
     splits: Sequence[str] = ()
     classes_from: str = ""  # the file that lists the classes, where there is one of its own
 
@@ -618,6 +632,7 @@ def _number_classes(
     names = found.classes if classes is None else list(classes)
     index_of = {name: index for index, name in enumerate(names)}
     defined = set(found.classes)
+    by_index = found.numbered and (classes is None or _are_indices(found, index_of))
 
     def to_index(entry: _Entry) -> int | None:
         if entry.label is None:
@@ -627,10 +642,10 @@ def _number_classes(
                 f"{entry.where}: class {entry.label!r} is not in {found.classes_from}. Both files have to be of one "
                 "release."
             )
-        if entry.label in index_of:
-            return index_of[entry.label]
-        if found.numbered and int(entry.label) < len(names):
+        if by_index and int(entry.label) < len(names):
             return int(entry.label)
+        if not by_index and entry.label in index_of:
+            return index_of[entry.label]
         known = ", ".join(repr(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
         raise ValueError(
             f"{entry.where}: class {entry.label!r} is not among the {len(names)} that are expected ({known}). "
@@ -638,6 +653,23 @@ def _number_classes(
         )
 
     return names, to_index
+
+
+def _are_indices(found: _Found, names: Collection[str]) -> bool:
+    """Whether numbers as labels are indices of classes and not names; decided once, for all of them.
+
+    Raises:
+        ValueError: if some can only be the one and some look like the other.
+    """
+    named = {label for label in found.labels if label in names}
+    indices = {label for label in found.labels - named if int(label) < len(names)}
+    if named and indices:
+        first, second = (", ".join(sorted(some, key=int)[:3]) for some in (named, indices))
+        raise ValueError(
+            f"labels are numbers, and {len(named)} of them are names of classes ({first}) while {len(indices)} are "
+            f"not ({second}); expected all to be names or all to be indices from 0. Write the names of the classes"
+        )
+    return not named
 
 
 def _missing_files(paths: Iterable[str]) -> set[str]:
@@ -752,8 +784,10 @@ def _read_lists(root: Path, lists: dict[str, Path], split: str | None, video_dir
         name: _read_list(file, None, video_dir, labels_only=name != picked) for name, file in lists.items()
     }
     result = found[picked]
-    result.numbered = all(part.numbered for part in found.values())
-    if len({part.numbered for part in found.values() if part.classes}) > 1:
+    labelled = [part for part in found.values() if part.classes]  # others say nothing about what labels are
+    result.numbered = bool(labelled) and all(part.numbered for part in labelled)
+    result.labels = frozenset().union(*(part.labels for part in labelled))
+    if len({part.numbered for part in labelled}) > 1:
         raise ValueError(
             f"{root}: labels are numbers in one of {', '.join(file.name for file in lists.values())} and names in "
             "another; expected one kind."
@@ -831,7 +865,8 @@ def _read_list(path: Path, split: str | None, video_dir: Path | None, *, labels_
         )
     numbered = bool(labels) and all(re.fullmatch(r"\d{1,6}", label) for label in labels)
     names = [str(i) for i in range(1 + max(map(int, labels)))] if numbered else sorted(labels)
-    return _Found("list" + (f", {split}" if split else ""), entries, names, numbered, sorted(splits))
+    seen = frozenset(labels) if numbered else frozenset()
+    return _Found("list" + (f", {split}" if split else ""), entries, names, numbered, seen, sorted(splits))
 
 
 def _read_table(path: Path) -> _Table:

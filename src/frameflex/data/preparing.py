@@ -114,7 +114,7 @@ def prepare(
         num_workers: processes that encode, at least 1.
         timeout_seconds: for one video.
         on_bad_video: "error" stops at the first that can't be decoded, is not there or has a wrong label; "skip"
-            leaves it out, noted in the index, and stops when more than 1 % are bad.
+            leaves it out, noted in the index, and stops when more than 1 % and more than 3 are bad.
         on_progress: called with (videos done, videos in all).
 
     Returns:

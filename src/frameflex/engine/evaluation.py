@@ -177,7 +177,7 @@ def evaluate(
         batch_size: videos at once in each process.
         num_workers: processes that decode.
         on_bad_video: "error" refuses to report numbers over a smaller set; "skip" counts and lists bad files, and
-            stops when more than 1 % are bad.
+            stops when more than 1 % and more than 3 are bad.
         accelerator: of a run in several processes; each video is measured by one of them.
         label_sets: where labels stand for sets of classes.
         temperature: T -> that of the checkpoint, `Checkpoint.temperature`; by default 1.

@@ -33,7 +33,8 @@ class Data:
         validation_fraction: share held out where there is no validation split, above 0 and below 1.
         num_workers: processes that decode, for each training process.
         on_bad_video: what training does with a file that can't be decoded: "skip" counts and lists it and
-            stops the run when more than 1 % is bad, "error" stops at the first. Validation always stops.
+            stops the run when more than 1 % and more than 3 are bad, "error" stops at the first. Validation always
+            stops.
         quarantine: a list of videos to leave out, as `frameflex data check` writes it.
         multi_label: a video may show several classes, or none: its label is names with `|` between them. Each class
             gets a probability of its own; accuracy is measured as mAP.

@@ -16,7 +16,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from frameflex.checkpoint import Checkpoint
-from frameflex.data.datasets import MAX_BAD_SHARE, BadVideos
+from frameflex.data.datasets import BadVideos, check_bad_share
 from frameflex.data.label_sets import LabelSets
 from frameflex.data.loading import end_workers, shielded
 from frameflex.engine.confidence import fit_temperature
@@ -34,7 +34,6 @@ from frameflex.engine.watching import StepReport
 from frameflex.models import TSM
 from frameflex.models.frame_flexible import spread_parts
 from frameflex.models.synced_norm import Synced, sync_norms
-from frameflex.video.reader import VideoError
 
 logger = logging.getLogger(__name__)
 
@@ -374,13 +373,7 @@ class Run:
             if video.name not in self.values["bad"]:
                 self.values["bad"][video.name] = video.reason
                 logger.warning("left out of training: %s: %s", video.name, video.reason)
-        if len(self.values["bad"]) > MAX_BAD_SHARE * self.batches.num_videos + 1:
-            listed = "; ".join(list(self.values["bad"])[:10])
-            raise VideoError(
-                f"{len(self.values['bad'])} of {self.batches.num_videos} training videos can't be decoded, more than "
-                f"{MAX_BAD_SHARE:.0%}: {listed}. Mend them, or leave them out: `frameflex data check` writes a list "
-                "for data.quarantine"
-            )
+        check_bad_share(list(self.values["bad"]), self.batches.num_videos, "training videos")
 
 
 def _build_objective(

@@ -71,7 +71,7 @@ def export(
         opset: of ONNX, 18 to 23.
         num_workers: processes that decode videos.
         on_bad_video: "error" stops at the first of the videos that can't be decoded; "skip" leaves it out, and stops
-            when more than 1 % are bad.
+            when more than 1 % and more than 3 are bad.
         on_progress: called with what begins.
 
     Returns:
