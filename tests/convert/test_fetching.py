@@ -146,6 +146,10 @@ def test_a_name_slightly_wrong_is_met_with_the_right_one(web):
         load_checkpoint("best.safetensors")
     with pytest.raises(CheckpointError, match="did you mean"):
         frameflex.load("tsm_resnet50.k400_8F")
+    with pytest.raises(CheckpointError, match=r"did you mean tsm_resnet50\.ssv2_8f"):
+        frameflex.load("TSM_ResNet50.SSv2_8f")
+    with pytest.raises(CheckpointError, match=r"did you mean tsm_resnet101\.ssv2_8f\?"):
+        frameflex.load("tsm_resnet101")
 
 
 def test_a_file_of_that_name_comes_before_the_table(tmp_path, monkeypatch, web):

@@ -109,7 +109,7 @@ def fetch(name: str) -> Path | None:
     """
     weights = published().get(name)
     if weights is None:
-        close = get_close_matches(name, published(), n=3, cutoff=0.8) if _may_be_meant(name) else []
+        close = _close(name)
         if close:
             raise CheckpointError(
                 f"{name}: no such file, and no published weights of that name; did you mean {' or '.join(close)}? "
@@ -126,9 +126,12 @@ def fetch(name: str) -> Path | None:
     return weights.path
 
 
-def _may_be_meant(name: str) -> bool:
-    """Whether it may be a name rather than a file's."""
-    return "/" not in name and not name.endswith(".safetensors")
+def _close(name: str) -> list[str]:
+    """Names that may be meant, where it may be a name rather than a file's."""
+    if "/" in name or name.endswith(".safetensors"):
+        return []
+    begun = [known for known in published() if name.startswith("tsm_") and known.startswith(name)]
+    return get_close_matches(name.lower(), published(), n=3, cutoff=0.8) or begun[:3]
 
 
 def delete(name: str) -> list[tuple[Path, int]]:
