@@ -14,6 +14,7 @@ from helpers import bar_folder, moving_bar, write_video
 
 from frameflex.cli import main
 from frameflex.data import preparing
+from frameflex.data.checking import check
 from frameflex.data.datasets import load_videos, survey
 from frameflex.data.preparing import Encoding, prepare
 from frameflex.data.shards import ShardError
@@ -101,6 +102,33 @@ def test_bad_videos_follow_the_policy_and_are_noted(tmp_path, capsys):
         (data / "val" / "going left" / f"bad{number}.mp4").write_bytes(b"nothing")
     with pytest.raises(VideoError, match="4 of 1[0-9] videos can't be decoded, more than 1% and more than 3"):
         prepare(survey(data), tmp_path / "out2", on_bad_video="skip")
+
+
+@pytest.mark.parametrize("labels", [("walk", "walk"), ("walk", "run")])
+def test_a_file_that_is_listed_twice_is_two_videos_whichever_shards_they_fall_into(tmp_path, labels):
+    for i in range(3):
+        write_video(tmp_path / f"{i}.mp4", moving_bar(6, rightwards=True, seed=i))
+    lines = [f"0.mp4,{labels[0]}", "1.mp4,walk", "2.mp4,run", f"0.mp4,{labels[1]}"]
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    prepare(survey(tmp_path / "list.csv"), tmp_path / "out", videos_per_shard=1)
+    videos = load_videos(tmp_path / "out")
+    prepared = sorted((record.name, videos.classes[record.label]) for record in videos)
+    assert prepared == sorted(tuple(line.split(",")) for line in lines)
+    assert {record.open().num_frames for record in videos} == {6}
+
+
+def test_skipping_a_wrong_label_leaves_the_right_entry_of_the_same_file(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / name, moving_bar(6, rightwards=True))
+    (tmp_path / "list.csv").write_text("a.mp4,wlak\nb.mp4,walk\na.mp4,walk\n")
+    listed = survey(tmp_path / "list.csv", classes=["run", "walk"])
+    index = prepare(listed, tmp_path / "out", on_bad_video="skip")
+    assert sorted(record.name for record in load_videos(tmp_path / "out")) == ["a.mp4", "b.mp4"]
+    [(_, name, reason)] = index.left_out
+    assert name == "a.mp4"
+    assert "'wlak' is not among the 2" in reason
+    [found] = [finding for finding in check(listed).findings if finding.kind == "mislabelled"]
+    assert not found.bad  # a quarantine list would leave out the right entry, too
 
 
 def test_a_stopped_call_goes_on_to_the_same_bytes(tmp_path, data):

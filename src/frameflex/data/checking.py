@@ -392,8 +392,11 @@ def _judge(data: Survey, facts: dict[str, dict[str, Any]], min_frames: int) -> l
     found: list[Finding] = []
     for split, name, path in data.missing:
         found.append(Finding("missing", path, name, split, "the file is not there", True))
+    wrong = set(data.mislabelled_at)
+    right = {str(record.path) for i, record in enumerate(data.videos) if i not in wrong}
     for split, name, path, reason in data.mislabelled:
-        found.append(Finding("mislabelled", path, name, split, reason, True))
+        # A quarantine list names files: one that is listed again with a right label doesn't belong on it.
+        found.append(Finding("mislabelled", path, name, split, reason, path not in right))
     copies: dict[tuple[str, float | None, float | None], list[tuple[VideoRecord, str]]] = {}
     turn: Counter[str] = Counter()
     for record, split in zip(data.videos, data.splits, strict=True):

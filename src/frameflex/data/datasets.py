@@ -476,6 +476,7 @@ class Survey:
         splits: to which split each belongs; empty where there are none.
         missing: (split, name, path) of listed videos whose files are not there.
         mislabelled: (split, name, path, reason) of videos whose labels are not among the classes.
+        mislabelled_at: where in `videos` they are. A file may be listed again with a right label.
         unlisted: video files in the data set's folder that no list names.
         left_out: (split, name, reason) of videos that a quarantine list names.
     """
@@ -484,6 +485,7 @@ class Survey:
     splits: list[str]
     missing: list[tuple[str, str, str]] = field(default_factory=list)
     mislabelled: list[tuple[str, str, str, str]] = field(default_factory=list)
+    mislabelled_at: list[int] = field(default_factory=list)
     unlisted: list[Path] = field(default_factory=list)
     left_out: list[tuple[str, str, str]] = field(default_factory=list)
 
@@ -525,7 +527,8 @@ def survey(
         names = [_canonical_split(split) or ""]
     numbers = _number_classes(parts[0], classes)[0]
     found = Survey(VideoList([], numbers), [])
-    records, left_out = [], []
+    records: list[VideoRecord] = []
+    left_out: list[BadVideo] = []
     for name, part in zip(names, parts, strict=True):
         entries, quarantined = _leave_out(part.entries, quarantine)
         left_out += quarantined
@@ -541,6 +544,7 @@ def survey(
             except ValueError as error:
                 label = None
                 found.mislabelled.append((name, entry.name, entry.path, str(error)))
+                found.mislabelled_at.append(len(records))
             records.append(
                 VideoRecord(Path(entry.path), label, entry.name, entry.start_seconds, entry.end_seconds)
             )

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -140,12 +141,7 @@ def prepare(
     left_out = [(split, name, f"{path} is not there") for split, name, path in data.missing]
     left_out += [(split, name, reason) for split, name, _, reason in data.mislabelled]
     bad.add(BadVideo(-1, name, reason) for _, name, reason in left_out)
-    wrong = {(split, path) for split, _, path, _ in data.mislabelled}
-    tasks = [
-        _Task(_key(record, split), position, record, split, str(output / _PARTS), encoding)
-        for position, (record, split) in enumerate(zip(data.videos, data.splits, strict=True))
-        if (split, str(record.path)) not in wrong
-    ]
+    tasks = list(_tasks(data, output / _PARTS, encoding))
     header = {"format": "frameflex prepare", "version": 1, "encoding": asdict(encoding)}
     with Journal(output / _JOURNAL, header) as journal:
         facts, packed = _what_is_done(journal, output, retry=on_bad_video == "error")
@@ -221,7 +217,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Task:
-    key: str  # names what is encoded: the same file and stretch give the same, wherever in the list
+    key: str  # names an entry, wherever in the list; the same file and stretch again has another
     position: int
     record: VideoRecord
     split: str
@@ -231,6 +227,20 @@ class _Task:
     @property
     def part(self) -> str:
         return self.key + self.encoding.suffix
+
+
+def _tasks(data: Survey, parts: Path, encoding: Encoding) -> Iterator[_Task]:
+    """A task for each entry with a right label. A file that is listed again is another entry, encoded again."""
+    wrong = set(data.mislabelled_at)
+    times: Counter[str] = Counter()
+    for position, (record, split) in enumerate(zip(data.videos, data.splits, strict=True)):
+        if position in wrong:
+            continue
+        key = _key(record, split)
+        times[key] += 1
+        if times[key] > 1:
+            key = hashlib.blake2b(f"{key} {times[key]}".encode(), digest_size=12).hexdigest()
+        yield _Task(key, position, record, split, str(parts), encoding)
 
 
 def _key(record: VideoRecord, split: str) -> str:
