@@ -11,6 +11,50 @@ from frameflex.cli.options import check_place, fail, frame_counts, parser_of, po
 
 
 def run(argv: list[str], console: Any) -> int:
+    args = _parser().parse_args(argv)
+    from frameflex.checkpoint import fetch, save_checkpoint
+    from frameflex.convert import convert, read_class_names
+
+    if args.to.suffix != ".safetensors":
+        return fail(f"--to {args.to}: expected a name that ends in .safetensors", status=2)
+    check_place(args.to, name="--to")
+    changed: dict[str, Any] = {
+        name: value
+        for name in ("short_side", "crop_size", "channel_order")
+        if (value := getattr(args, name)) is not None
+    }
+    for name in ("mean", "std"):
+        if (values := getattr(args, name)) is not None:
+            changed[name] = tuple(value / args.pixel_scale for value in values)
+    if args.trust_pickle:
+        console.print("frameflex: --trust-pickle: code inside the file may run now", style="red")
+    conversion = convert(
+        fetch(args.file),
+        class_names=read_class_names(args.classes) if args.classes else None,
+        frame_counts=args.frames,
+        backbone=args.backbone,
+        shift=args.shift,
+        shift_div=args.shift_div,
+        non_local=args.non_local,
+        sampling={"sampling": "dense", "window": args.window} if args.sampling == "dense" else None,
+        preprocessing=changed,
+        license=args.license,
+        trust_pickle=args.trust_pickle,
+        ema=args.ema,
+        allow_nan=args.allow_nan,
+    )
+    save_checkpoint(args.to, conversion.checkpoint)
+    if args.json:
+        values = {"source": conversion.source, "notes": conversion.notes, "checkpoint": str(args.to)}
+        print(json.dumps(values, indent=2, ensure_ascii=False))  # noqa: T201
+    else:
+        for note in conversion.notes:
+            print(note)  # noqa: T201
+        print(args.to)  # noqa: T201
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = parser_of(
         "convert",
         "Turn a checkpoint of another code base into one of frameflex: mit-han-lab TSM, mmaction2 TSM, FFN-pytorch,\n"
@@ -68,47 +112,7 @@ def run(argv: list[str], console: Any) -> int:
         help="take weights that are NaN or infinite (default: refuse them)",
     )
     parser.add_argument("--json", action="store_true", help="what was found as JSON on standard output")
-    args = parser.parse_args(argv)
-    from frameflex.checkpoint import fetch, save_checkpoint
-    from frameflex.convert import convert, read_class_names
-
-    if args.to.suffix != ".safetensors":
-        return fail(f"--to {args.to}: expected a name that ends in .safetensors", status=2)
-    check_place(args.to, name="--to")
-    changed: dict[str, Any] = {
-        name: value
-        for name in ("short_side", "crop_size", "channel_order")
-        if (value := getattr(args, name)) is not None
-    }
-    for name in ("mean", "std"):
-        if (values := getattr(args, name)) is not None:
-            changed[name] = tuple(value / args.pixel_scale for value in values)
-    if args.trust_pickle:
-        console.print("frameflex: --trust-pickle: code inside the file may run now", style="red")
-    conversion = convert(
-        fetch(args.file),
-        class_names=read_class_names(args.classes) if args.classes else None,
-        frame_counts=args.frames,
-        backbone=args.backbone,
-        shift=args.shift,
-        shift_div=args.shift_div,
-        non_local=args.non_local,
-        sampling={"sampling": "dense", "window": args.window} if args.sampling == "dense" else None,
-        preprocessing=changed,
-        license=args.license,
-        trust_pickle=args.trust_pickle,
-        ema=args.ema,
-        allow_nan=args.allow_nan,
-    )
-    save_checkpoint(args.to, conversion.checkpoint)
-    if args.json:
-        values = {"source": conversion.source, "notes": conversion.notes, "checkpoint": str(args.to)}
-        print(json.dumps(values, indent=2, ensure_ascii=False))  # noqa: T201
-    else:
-        for note in conversion.notes:
-            print(note)  # noqa: T201
-        print(args.to)  # noqa: T201
-    return 0
+    return parser
 
 
 def _colours(text: str) -> tuple[float, float, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from frameflex.checkpoint import Checkpoint
 from frameflex.convert.class_names import check_class_names
@@ -53,26 +54,7 @@ def assemble(
     # torch before 0.4.1 kept no counters; evaluation doesn't read them.
     counters = {name for name in own if name.endswith("num_batches_tracked")} - network.tensors.keys()
     tensors = network.tensors | {name: torch.zeros_like(own[name]) for name in counters}
-    missing = sorted(own.keys() - tensors.keys())
-    left_over = sorted([*network.unknown, *(network.origins[name] for name in tensors.keys() - own.keys())])
-    misshapen = [
-        f"{network.origins[name]} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}"
-        for name, tensor in tensors.items()
-        if name in own and own[name].shape != tensor.shape
-    ]
-    if missing or left_over or misshapen:
-        problems = [
-            f"{len(keys)} {what}: {', '.join(keys)}"
-            for what, keys in (
-                ("left over", left_over),
-                ("missing", missing),
-                ("of another shape", misshapen),
-            )
-            if keys
-        ]
-        raise ConversionError(
-            f"{path}: found {network.source}, but not every tensor fits; {'; '.join(problems)}"
-        )
+    _check_fit(path, network, own, tensors)
     model.load_state_dict(tensors)
     notes = [
         f"found: {network.source}, {num_classes} classes, {_describe(model)}",
@@ -92,11 +74,7 @@ def assemble(
         notes.append(
             "assumed: 8 frames; how many segments it was trained at isn't in the file, give --frames where it differs"
         )
-    names = list(class_names) if class_names is not None else network.class_names
-    if names is None or (class_names is None and len(names) != num_classes):
-        names = [f"class {i}" for i in range(num_classes)]
-        notes.append("no class names in the file: classes are numbered; give --classes labels.txt")
-    check_class_names(names, num_classes)
+    names = _class_names(network, class_names, num_classes, notes)
     checkpoint = Checkpoint(
         model=model.eval(),
         class_names=names,
@@ -117,6 +95,44 @@ def assemble(
             "the licence of the weights isn't in the file; ask their source, and give it with --license"
         )
     return Conversion(checkpoint, network.source, notes)
+
+
+def _check_fit(
+    path: Path, network: Network, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> None:
+    """Refuse where a tensor is left over, missing or of another shape; all of them are told."""
+    missing = sorted(own.keys() - tensors.keys())
+    left_over = sorted([*network.unknown, *(network.origins[name] for name in tensors.keys() - own.keys())])
+    misshapen = [
+        f"{network.origins[name]} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+    if missing or left_over or misshapen:
+        problems = [
+            f"{len(keys)} {what}: {', '.join(keys)}"
+            for what, keys in (
+                ("left over", left_over),
+                ("missing", missing),
+                ("of another shape", misshapen),
+            )
+            if keys
+        ]
+        raise ConversionError(
+            f"{path}: found {network.source}, but not every tensor fits; {'; '.join(problems)}"
+        )
+
+
+def _class_names(
+    network: Network, given: Sequence[str] | None, num_classes: int, notes: list[str]
+) -> list[str]:
+    """Those given, those in the file, or numbers, which a note says."""
+    names = list(given) if given is not None else network.class_names
+    if names is None or (given is None and len(names) != num_classes):
+        names = [f"class {i}" for i in range(num_classes)]
+        notes.append("no class names in the file: classes are numbered; give --classes labels.txt")
+    check_class_names(names, num_classes)
+    return names
 
 
 def _describe(model: TSM) -> str:
