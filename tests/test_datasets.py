@@ -26,7 +26,8 @@ from frameflex.data.datasets import (
 from frameflex.data.loading import read_ahead
 from frameflex.data.sampling import eval_indices
 from frameflex.data.transforms import EvalTransform, Preprocessing, TrainTransform, exchange_directions
-from frameflex.video.reader import VideoError
+from frameflex.video import reader as video
+from frameflex.video.reader import Limits, VideoError, open_video
 
 RAW = Preprocessing(short_side=32, crop_size=32, mean=(0, 0, 0), std=(1, 1, 1))
 FPS = 10
@@ -548,8 +549,8 @@ def test_the_frames_of_all_clips_are_decoded_once(three, monkeypatch):
 
     def spy(*args, **options):
         reader = opened(*args, **options)
-        frames = reader.frames
-        monkeypatch.setattr(reader, "frames", lambda indices: asked.append(list(indices)) or frames(indices))
+        decode = reader._read
+        monkeypatch.setattr(reader, "_read", lambda indices: asked.append(list(indices)) or decode(indices))
         return reader
 
     monkeypatch.setattr(datasets, "open_video", spy)
@@ -570,10 +571,10 @@ def test_a_count_that_turns_out_wrong_is_sampled_anew(three, monkeypatch):
         def __exit__(self, *_):
             return None
 
-        def sample(self, choose: Callable):
+        def sample(self, choose: Callable, *, each: Callable):
             choose(40)
             grey = torch.tensor([4 * i + 8 for i in choose(20)], dtype=torch.uint8)
-            return grey[:, None, None, None].expand(-1, 3, 32, 32)
+            return each(grey[:, None, None, None].expand(-1, 3, 32, 32))
 
     monkeypatch.setattr(datasets, "open_video", lambda *_, **__: Liar())
     assert shown(evaluation(three)[0].clips[8][0]) == eval_indices(20, 8)
@@ -656,6 +657,39 @@ def test_clips_are_a_function_of_seed_epoch_and_index(three):
     assert same(first, collate([dataset[-1, 1]]))
     assert not same(first, collate([dataset[2, 0]]))
     assert not same(first, collate([training(three, transform=transform, seed=1)[2, 1]]))
+
+
+@pytest.mark.parametrize("num_crops", [1, 3])
+def test_frames_that_do_not_fit_into_memory_together_are_made_small_one_after_another(
+    three, num_crops, monkeypatch
+):
+    record = three[2]
+    transform = EvalTransform(Preprocessing(short_side=24, crop_size=16), num_crops=num_crops)
+    dataset = ClipDataset(three, frame_counts=(4, 16), transform=transform, training=False, num_views=2)
+    whole = dataset[2].clips
+    monkeypatch.setattr(video, "CHUNK_BYTES", 3 * 32 * 48 * 2)  # two frames
+    limits = Limits(max_bytes=3 * 32 * 48 * 3)
+    with open_video(record.path, limits=limits) as reader:
+        assert reader.num_frames == 33
+        with pytest.raises(VideoError, match="at once"):
+            reader.frames(range(16))
+        few = dataset.clips(reader)
+    assert few.keys() == whole.keys()
+    assert all(torch.equal(few[count], whole[count]) for count in whole)
+
+
+def test_frames_made_smaller_come_in_the_order_that_was_asked_for(three, monkeypatch):
+    monkeypatch.setattr(video, "CHUNK_BYTES", 1)  # one at a time
+    with open_video(three[0].path) as reader:
+        wanted = [7, 3, 3, 19, 0]
+        seen = []
+
+        def each(frames):
+            seen.append(len(frames))
+            return frames[..., ::2, ::2]
+
+        assert torch.equal(reader.frames(wanted, each=each), reader.frames(wanted)[..., ::2, ::2])
+        assert seen == [1, 1, 1, 1]
 
 
 def test_bad_videos_are_named_and_never_replaced(three, tmp_path):

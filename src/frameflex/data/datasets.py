@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 from frameflex.data.quarantine import in_quarantine, read_quarantine
 from frameflex.data.sampling import dense_indices, eval_indices, train_indices
 from frameflex.data.shards import ShardMember, is_shards, pack_member, read_index, unpack_member
+from frameflex.data.transforms import EvalTransform
 from frameflex.video.reader import Decoder, VideoError, VideoReader, open_video
 
 __all__ = [
@@ -1270,15 +1271,15 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         record = self.videos[index]
         try:
             with open_reader() as reader:
-                frames, slots = self._decode(reader, record, index, epoch, frame_counts)
+                decode = self._decode if self.training else self._crops
+                frames, slots = decode(reader, record, index, epoch, frame_counts)
         except (VideoError, OSError) as error:
             if self.on_bad_video == "error":
                 raise
             return BadVideo(index, record.name, str(error))
         label = -1 if record.label is None else record.label
         if not self.training:
-            crops = self.transform(frames)  # (num_crops, 3, N, h, w)
-            return Sample({t: select_views(crops, views) for t, views in slots.items()}, label, index)
+            return Sample({t: select_views(frames, views) for t, views in slots.items()}, label, index)
         # CPU generator alone: torch.manual_seed would also reseed the GPU's, under a model in the same process.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self._seed(index, epoch, "transform"))
@@ -1291,13 +1292,34 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         Raises:
             VideoError: if it can't be read.
         """
-        frames, slots = self._decode(reader, VideoRecord(Path(reader.name), None, reader.name), 0, 0, None)
-        crops = self.transform(frames)  # (num_crops, 3, N, h, w)
+        record = VideoRecord(Path(reader.name), None, reader.name)
+        crops, slots = self._crops(reader, record, 0, 0, None)
         return {t: select_views(crops, views) for t, views in slots.items()}
 
     def choose(self, num_available: int) -> dict[int, list[list[int]]]:
         """Which of a video's frames make its evaluation clips `{T: V views of T frame numbers}`."""
         return {t: self._pick(num_available, t, 0, 0) for t in self.frame_counts}
+
+    def _crops(
+        self,
+        reader: VideoReader,
+        record: VideoRecord,
+        index: int,
+        epoch: int,
+        frame_counts: Sequence[int] | None,
+    ) -> tuple[Tensor, dict[int, list[list[int]]]]:
+        """Evaluation's crops `(num_crops, 3, N, h, w)` of all frames that any clip needs, and where each clip's are.
+
+        Frames are made small as they are decoded: those of a long video of 4K don't fit into memory together.
+        """
+        transform = self.transform
+        if not isinstance(transform, EvalTransform):
+            frames, slots = self._decode(reader, record, index, epoch, frame_counts)
+            return transform(frames), slots
+        crops, slots = self._decode(
+            reader, record, index, epoch, frame_counts, each=lambda few: transform.crops(few).transpose(0, 1)
+        )  # (N, num_crops, 3, h, w)
+        return transform.normalise(crops.transpose(0, 1)), slots
 
     def _decode(
         self,
@@ -1306,6 +1328,7 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         index: int,
         epoch: int,
         frame_counts: Sequence[int] | None,
+        each: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, dict[int, list[list[int]]]]:
         """Return all frames that any clip needs, each once, and where among them each clip's views are."""
         picked: dict[int, list[list[int]]] = {}
@@ -1323,7 +1346,7 @@ class ClipDataset(Dataset[Sample | BadVideo]):
             place.update({i: slot for slot, i in enumerate(union)})
             return union
 
-        frames = reader.sample(choose)  # (N, 3, H, W)
+        frames = reader.sample(choose, each=each)  # (N, 3, H, W), or what `each` makes of them
         return frames, {t: [[place[i] for i in view] for view in views] for t, views in picked.items()}
 
     def _pick(self, num_available: int, num_frames: int, index: int, epoch: int) -> list[list[int]]:

@@ -102,7 +102,7 @@ class FrameFlexibleObjective(nn.Module):
                 labels,
                 weight=self.class_weights,
                 label_smoothing=self.label_smoothing,
-                reduction="none",
+                reduction="mean" if self.class_weights is None else "none",
             ).mean()
         targets = self.label_sets[labels].to(logits)  # (B, K)
         targets = targets * (1 - self.label_smoothing) + self.label_smoothing / 2

@@ -30,7 +30,7 @@ import re
 import struct
 import time
 from abc import ABC, abstractmethod
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +62,7 @@ MAX_FRAMES = 2**20
 """Most frames that a video may have: ten hours at 29 fps."""
 
 MAX_BYTES = 2**30
+CHUNK_BYTES = 2**26  # of whole frames at once, where something smaller is made of them
 """Most bytes of pixels that one reading gives: 43 frames of 3840 x 2160."""
 
 FOLDER_FPS = 12.0
@@ -172,7 +173,8 @@ class Limits:
     Attributes:
         max_pixels: of one frame.
         max_frames: of the video.
-        max_bytes: of the pixels that one call of `VideoReader.frames` or `sample` gives; iteration holds one frame.
+        max_bytes: of the pixels that one call of `VideoReader.frames` or `sample` holds at once; iteration holds one
+            frame, and with `each` no more than `CHUNK_BYTES` and one frame are held.
         max_seconds: that opening, or one reading, may take; looked at after each packet. None for no limit: to count
             the frames of a recording of hours can take minutes.
     """
@@ -270,14 +272,19 @@ class VideoReader(ABC):
     width: int
     _limits: Limits
 
-    def frames(self, indices: Sequence[int]) -> torch.Tensor:
+    def frames(
+        self, indices: Sequence[int], *, each: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> torch.Tensor:
         """Decode the frames at some indices, each once.
 
         Args:
             indices: Frame numbers from 0 to `num_frames - 1`, in any order, repeats allowed.
+            each: What to make of frames as they are decoded, from some `(n, 3, H, W)` to `(n, ...)`, such as smaller
+                ones. Then no more than `CHUNK_BYTES` of whole frames are held at once, and at least one.
 
         Returns:
-            RGB, uint8 `(len(indices), 3, H, W)`, in the order of `indices`. The memory is laid out channels last.
+            RGB, uint8 `(len(indices), 3, H, W)`, in the order of `indices`, or what `each` made of them. The memory
+            is laid out channels last.
 
         Raises:
             IndexError: If an index is outside of the video.
@@ -292,6 +299,8 @@ class VideoReader(ABC):
             )
         if not wanted:
             return torch.empty(0, 3, self.height, self.width, dtype=torch.uint8)
+        if each is not None:
+            return self._in_chunks(wanted, each)
         num_bytes = len(wanted) * 3 * self.height * self.width
         if num_bytes > self._limits.max_bytes:
             raise VideoError(
@@ -301,7 +310,18 @@ class VideoReader(ABC):
             )
         return torch.from_numpy(self._read(wanted)).permute(0, 3, 1, 2)  # (N, 3, H, W)
 
-    def sample(self, choose: Callable[[int], Sequence[int]]) -> torch.Tensor:
+    def _in_chunks(self, wanted: list[int], each: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        order = sorted(set(wanted))
+        size = max(CHUNK_BYTES // (3 * self.height * self.width), 1)
+        made = torch.cat([each(self.frames(order[i : i + size])) for i in range(0, len(order), size)])
+        return made if order == wanted else made[[bisect_left(order, index) for index in wanted]]
+
+    def sample(
+        self,
+        choose: Callable[[int], Sequence[int]],
+        *,
+        each: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """Decode the frames that a rule chooses from the number of frames.
 
         `num_frames` can turn out to be smaller while decoding. `choose` is then asked again, once, with the count
@@ -309,9 +329,10 @@ class VideoReader(ABC):
 
         Args:
             choose: From the number of frames to frame indices, as for `frames`.
+            each: As for `frames`.
 
         Returns:
-            RGB, uint8 `(N, 3, H, W)`.
+            RGB, uint8 `(N, 3, H, W)`, or what `each` made of them.
 
         Raises:
             IndexError: If `choose` names a frame outside of the video.
@@ -319,13 +340,13 @@ class VideoReader(ABC):
         """
         promised = self.num_frames
         try:
-            frames = self.frames(choose(promised))
+            frames = self.frames(choose(promised), each=each)
             if self.num_frames == promised:
                 return frames
         except VideoError:
             if self.num_frames == promised:
                 raise
-        return self.frames(choose(self.num_frames))
+        return self.frames(choose(self.num_frames), each=each)
 
     @property
     @abstractmethod
