@@ -21,6 +21,7 @@ from frameflex.data.datasets import (
     VideoList,
     VideoRecord,
     collate,
+    find_video_files,
     load_videos,
 )
 from frameflex.data.loading import read_ahead
@@ -477,6 +478,17 @@ def test_more_than_one_percent_and_more_than_three_bad_videos_stop_work_that_ski
     else:
         videos.add(found)
         assert len(videos.found) == bad
+
+
+def test_what_is_hidden_is_passed_over_in_one_way(tmp_path):
+    seen = ["run/a.mp4", "walk/deep/b.mp4"]
+    hidden = ["run/._a.mp4", "run/.ipynb_checkpoints/a.mp4", "__MACOSX/run/a.mp4", ".cache/c.mp4"]
+    touch(*(tmp_path / name for name in (*seen, *hidden)))
+    assert [path.relative_to(tmp_path).as_posix() for path in find_video_files([tmp_path])] == seen
+    assert [record.name for record in load_videos(tmp_path)] == seen
+    assert find_video_files([tmp_path / "run" / "._a.mp4"]) == [
+        tmp_path / "run" / "._a.mp4"
+    ]  # asked for by name
 
 
 # Clips

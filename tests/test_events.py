@@ -17,9 +17,9 @@ from frameflex.deploy.long_videos.events import (
     detect_events,
     event_format,
     merge_windows,
-    new_file,
     write_events,
 )
+from frameflex.new_files import new_file
 
 NAMES = ["wave", "push", "nothing"]
 

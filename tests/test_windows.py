@@ -279,7 +279,7 @@ def test_several_videos_go_to_a_folder_and_a_bad_one_is_told(tmp_path, saved, ca
         (["--window", "2s", "--annotate", "a.txt"], 1, "expected a video's name"),
         (["--window", "2s", "--nothing", "rest"], 1, "nothing is 'rest', which is no class"),
         (["--window", "2s", "--output", "FILE/x/a.json"], 1, "can't be made"),
-        (["--window", "2s", "--annotate", "FILE"], 1, "is the video itself"),
+        (["--window", "2s", "--annotate", "FILE"], 1, "would be written over, and it is read"),
         (["--confidence", "1.5"], 2, "expected a probability of 0 to 1"),
     ],
 )

@@ -36,6 +36,7 @@ from frameflex.data.splits import Division
 from frameflex.data.transforms import Preprocessing
 from frameflex.models import TSM, create_model
 from frameflex.models.frame_flexible import blend_weight
+from frameflex.new_files import give_usual_rights
 
 FORMAT_VERSION = 2
 CONFIG_NAME, CARD_NAME = "config.json", "README.md"
@@ -210,6 +211,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     try:
         temporary.mkdir()
         save_file(tensors, temporary / path.name, metadata={"frameflex": json.dumps(header)})
+        give_usual_rights(temporary / path.name)  # safetensors makes it for its owner alone
         _flush_to_disk(temporary / path.name, os.O_RDWR)
         os.replace(temporary / path.name, path)
         if os.name == "posix":

@@ -8,6 +8,7 @@ from typing import Any
 from frameflex.cli.options import (
     add_bad_video_options,
     add_device_option,
+    check_inputs_stay,
     fail,
     frame_counts,
     make_folder,
@@ -60,6 +61,7 @@ def run(argv: list[str], console: Any) -> int:
         videos_for_calibration,
     )
 
+    check_inputs_stay([args.output], [args.checkpoint, args.quarantine, *args.videos])
     if args.output.exists():
         raise FileExistsError(f"{args.output} is there already; choose another --output")
     if args.output.suffix != ".safetensors":

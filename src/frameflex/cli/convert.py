@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from frameflex.cli.options import check_place, fail, frame_counts, parser_of, positive
+from frameflex.cli.options import check_inputs_stay, check_place, fail, frame_counts, parser_of, positive
 
 
 def run(argv: list[str], console: Any) -> int:
@@ -17,6 +17,7 @@ def run(argv: list[str], console: Any) -> int:
 
     if args.to.suffix != ".safetensors":
         return fail(f"--to {args.to}: expected a name that ends in .safetensors", status=2)
+    check_inputs_stay([args.to], [args.file, args.classes])
     check_place(args.to, name="--to")
     changed: dict[str, Any] = {
         name: value

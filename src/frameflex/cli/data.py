@@ -9,6 +9,7 @@ from frameflex.cli.options import (
     add_bad_video_options,
     add_quarantine_option,
     add_workers_option,
+    check_inputs_stay,
     check_place,
     fail,
     make_folder,
@@ -76,6 +77,8 @@ def _data_check(argv: list[str], console: Any) -> int:
     if unknown := set(args.also) - set(KINDS):
         parser.error(f"--also {min(unknown)}: expected some of {', '.join(KINDS)}")
     output = make_folder(args.output or Path(f"check-{Path(args.data).resolve().stem}"))
+    written = ("report.json", "report.txt", "quarantine.txt", "journal.jsonl")
+    check_inputs_stay((output / name for name in written), [args.data, args.quarantine, args.classes])
     classes = args.classes and [line for line in args.classes.read_text("utf-8").splitlines() if line.strip()]
     data = survey(
         args.data, split=args.split, classes=classes, video_dir=args.video_dir, quarantine=args.quarantine

@@ -12,6 +12,7 @@ from frameflex.cli.options import (
     add_bad_video_options,
     add_loading_options,
     add_views_option,
+    check_inputs_stay,
     frame_counts,
     make_folder,
     parser_of,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from frameflex.data.datasets import VideoList
     from frameflex.engine.evaluation import Evaluation
 
+_OF_EACH = (("predictions", "csv"), ("confusion", "png"))  # of --output, one of each checkpoint
 UNTRAINED = ("nearest", "blend")  # named here so that --help needs no torch
 
 
@@ -94,6 +96,12 @@ def run(argv: list[str], console: Any) -> int:
         )
     device = chosen_device(args.device)
     if args.output:
+        suffixes = [f"-{name.replace('/', '-')}" for name in networks] if args.compare else [""]
+        written = ["results.json", "accuracy.png", "adaptive.png"]
+        written += [f"{what[0]}{suffix}.{what[1]}" for what in _OF_EACH for suffix in suffixes]
+        check_inputs_stay(
+            (args.output / name for name in written), [*args.checkpoints, args.data, args.quarantine]
+        )
         make_folder(args.output)  # to fail now rather than with everything measured
     plain = [name for name, checkpoint in networks.items() if not checkpoint.model.frame_counts]
     if args.untrained and len(plain) == len(networks):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frameflex.cli.event_options import add_event_options, detector_of, seconds
+from frameflex.cli.options import check_inputs_stay
 
 if TYPE_CHECKING:
     from frameflex.deploy.long_videos.events import Event, Segment
@@ -86,15 +87,18 @@ def recognize_long(
     for target in timelines:
         if target is not None and target.suffix.lower() not in (".png", ".svg", ".pdf"):
             raise ValueError(f"output {target}: expected a picture's name, ending in .png, .svg or .pdf")
-    for file, target in zip(list(files) * 3, [*outputs, *timelines, *annotated], strict=True):
+    check_inputs_stay([*outputs, *timelines, *annotated], [args.checkpoint, args.quarantine, *files])
+    for target in [*outputs, *timelines, *annotated]:
         if target is not None:
-            check_writable(target, file)
+            check_writable(target)
     failed = 0
     for file, output, timeline, video in zip(files, outputs, timelines, annotated, strict=True):
         try:
             complete = _recognize_one(args, recognizer, file, output, timeline, video, console)
             failed += not complete
-        except VideoError as error:
+        except (VideoError, FileNotFoundError, PermissionError) as error:  # also a link that leads nowhere
+            if args.on_bad_video == "error":
+                raise
             failed += 1
             if args.json:
                 _print_json({"video": str(file), "error": str(error)})
@@ -243,14 +247,12 @@ def _targets(path: Path | None, files: Sequence[Path], suffix: str) -> list[Path
     return [path / f"{name}{suffix}" for name in names]
 
 
-def check_writable(target: Path, source: Path | None = None) -> None:
+def check_writable(target: Path) -> None:
     """Say before hours of work that a file can't be made."""
     import os
 
     if target.is_dir():
         raise ValueError(f"output {target}: is a folder; expected a file's name")
-    if source is not None and target.exists() and source.exists() and os.path.samefile(target, source):
-        raise ValueError(f"output {target}: is the video itself; expected another name")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -138,6 +139,32 @@ def check_place(path: Path, *, name: str = "--output") -> None:
         raise ValueError(f"{name} {path}: {folder} is a file, not a folder; choose another")
     if not os.access(folder, os.W_OK):
         raise ValueError(f"{name} {path}: the folder {folder} can't be written to; choose another")
+
+
+def check_inputs_stay(
+    outputs: Iterable[Path | None], inputs: Iterable[str | os.PathLike[str] | None]
+) -> None:
+    """Refuse to write over what is read, by whatever name: another spelling, a link to it, a hard link.
+
+    Every verb with outputs calls it before its work.
+
+    Args:
+        outputs: all files that will be written.
+        inputs: all that are read; addresses and cameras, which are no files, are passed over.
+
+    Raises:
+        ValueError: at the first output that is an input.
+    """
+    read = [source for source in inputs if source is not None]
+    for target in (output for output in outputs if output is not None):
+        for source in read:
+            try:
+                same = os.path.samefile(target, source)
+            except (OSError, ValueError):  # one of them isn't there, or is no name of a file
+                continue
+            if same:
+                also = "" if str(target) == str(source) else f" (as {source})"
+                raise ValueError(f"{target} would be written over, and it is read{also}; choose another name")
 
 
 def make_folder(path: Path, *, name: str = "--output") -> Path:

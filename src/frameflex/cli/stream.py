@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frameflex.cli.event_options import add_event_options, detector_of, seconds
-from frameflex.cli.options import frame_count, parser_of, positive
+from frameflex.cli.options import check_inputs_stay, frame_count, parser_of, positive
 
 if TYPE_CHECKING:
     from frameflex.deploy.live.sources import LiveFrame, LiveSource, Notice
@@ -109,6 +109,7 @@ def run(argv: list[str], console: Any) -> int:
     from frameflex.deploy.live.streaming import StreamingRecognizer, stride_of_training
 
     saved = _saved_names(args.save, len(args.sources))
+    check_inputs_stay(saved, [args.checkpoint, *args.sources])
     checkpoint = load_checkpoint(args.checkpoint)
     detector_of(args, checkpoint.class_names)  # says early what can't work
     interval = 1 / args.rate if args.rate else 0.0

@@ -585,14 +585,17 @@ def _survey_shards(
 def find_video_files(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """Files, folders (searched for videos, sub-folders too) and patterns such as ``clips/*.mp4`` into files.
 
+    What is hidden in a folder (``.name``, ``__MACOSX``) is passed over, as where a data set is read.
+
     Raises:
         FileNotFoundError: naming the first source that matches nothing.
     """
     files: dict[Path, None] = {}  # each once, in the order given
     for source in [os.fspath(source) for source in sources]:
         if os.path.isdir(source):
-            found = sorted(p for p in Path(source).rglob("*") if p.suffix.lower() in _VIDEO_SUFFIXES)
-        elif os.path.exists(source):
+            inside = (path for path in Path(source).rglob("*") if path.suffix.lower() in _VIDEO_SUFFIXES)
+            found = sorted(p for p in inside if not any(map(_is_hidden, p.relative_to(source).parts)))
+        elif os.path.lexists(source):  # a link that leads nowhere is a video that can't be opened
             found = [Path(source)]
         else:
             found = [Path(name) for name in sorted(glob.glob(source, recursive=True)) if os.path.isfile(name)]
@@ -728,7 +731,12 @@ def _read_folders(root: Path, split: str | None, video_dir: Path | None) -> _Fou
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_hidden(path.name))
+
+
+def _is_hidden(name: str) -> bool:
+    """What programs put beside videos: ``._clip.mp4``, ``.ipynb_checkpoints``, ``__MACOSX`` of a Mac's archives."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _class_folders(root: Path) -> dict[Path, list[Path]]:
@@ -741,7 +749,7 @@ def _class_folders(root: Path) -> dict[Path, list[Path]]:
 
 def _videos_below(folder: Path, *, is_class: bool = True) -> Iterator[Path]:
     with os.scandir(folder) as scan:
-        inside = sorted((entry.name, entry.is_dir()) for entry in scan if not entry.name.startswith("."))
+        inside = sorted((entry.name, entry.is_dir()) for entry in scan if not _is_hidden(entry.name))
     suffixes = {os.path.splitext(name)[1].lower() for name, is_folder in inside if not is_folder}
     if not is_class and suffixes & _IMAGE_SUFFIXES and not suffixes & _VIDEO_SUFFIXES:
         yield folder  # one video as a folder of its frames

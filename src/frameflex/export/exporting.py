@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +20,7 @@ from frameflex.export.quantising import QUANTIZERS
 from frameflex.export.running import RUNNERS, ExportedModel
 from frameflex.export.writing import SUFFIXES, write_graph
 from frameflex.models import TSM
+from frameflex.new_files import new_folder
 
 FORMATS = tuple(RUNNERS)
 OPSETS = (18, 23)  # what torch's exporter writes; before 18 a graph would have to be converted down
@@ -107,9 +106,7 @@ def export(
     check_model(checkpoint, counts)
     precision = "half" if half else "float32" if int8_videos is None else "int8"
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
+    with new_folder(path) as folder:
         graphs: list[dict[str, Any]] = []
         for count in counts:
             name = f"model_{'any' if count is None else count}.{SUFFIXES[format]}"
@@ -170,11 +167,7 @@ def export(
                 for count in counts
             ]
         written = write_manifest(folder, manifest)
-        folder.chmod(0o755)  # mkdtemp's folders are for their owner alone
-        folder.rename(path)
-        return read_manifest(path / written.name)[1]
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return read_manifest(path / written.name)[1]
 
 
 def _check_arguments(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.export.manifest import describe, write_manifest
 from frameflex.export.packages import ExportError, first_line, needed, openvino_core
 from frameflex.models.causal import CausalStep
+from frameflex.new_files import new_folder
 
 STEP_FORMATS = {"onnx": "step.onnx", "openvino": "step.xml"}
 STEP_TOLERANCE = 1e-4  # of the largest value; runtimes sum in another order
@@ -85,9 +84,7 @@ def export_step(
     frame = torch.zeros(examples, 3, height, width)
     names = [(f"state_{i}", f"next_{i}") for i in range(len(state))]
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
+    with new_folder(path) as folder:
         graph = folder / STEP_FORMATS[format]
         onnx_path = folder / STEP_FORMATS["onnx"]
         _write_onnx(
@@ -121,10 +118,6 @@ def export_step(
             **describe(checkpoint),
         }
         write_manifest(folder, manifest)
-        folder.chmod(0o755)  # mkdtemp's folders are for their owner alone
-        folder.rename(path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return manifest
 
 

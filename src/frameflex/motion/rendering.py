@@ -10,8 +10,6 @@ The files have Something-Something V2's own layout, and are read by the same cod
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -21,6 +19,8 @@ from typing import Any
 
 import av
 import numpy as np
+
+from frameflex.new_files import new_folder
 
 VERSION = 1  # of the frames that a seed gives: a change to them makes another benchmark
 FPS = 12  # Something-Something V2's
@@ -368,9 +368,7 @@ def render(
             on_progress(num_videos, num_videos)
         return final
 
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
-    try:
+    with new_folder(final) as partial:
         (partial / VIDEO_FOLDER).mkdir()
         for entry, thing in _rendered(entries, partial / VIDEO_FOLDER, size, num_workers, on_progress):
             entry.thing = thing
@@ -379,13 +377,6 @@ def render(
             listed = [entry.listed() for entry in entries if entry.split == split]
             _write_json(partial / f"{split}.json", listed)
         _write_json(partial / MANIFEST, manifest)
-        partial.chmod(0o777 & ~_umask())  # mkdtemp's is for one user only
-        if final.exists():
-            final.rmdir()  # it is empty; and if something came to lie in it meanwhile, this fails
-        partial.rename(final)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return final
 
 
@@ -524,9 +515,3 @@ def _encode(path: Path, frames: np.ndarray) -> None:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

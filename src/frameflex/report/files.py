@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from frameflex.engine.evaluation import Evaluation
+from frameflex.new_files import new_file
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -50,12 +49,8 @@ def write_predictions(evaluation: Evaluation, path: Path) -> None:
 
 def write_whole(path: Path, write: Callable[[Any], object], *, binary: bool = False) -> None:
     """Fill a file under a temporary name and rename it, so that no half-written one is ever found."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "wb") if binary else open(handle, "w", newline="", encoding="utf-8") as file:
-            write(file)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with (
+        new_file(path) as temporary,
+        open(temporary, "wb") if binary else open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        write(file)

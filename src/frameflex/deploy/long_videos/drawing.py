@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frameflex.deploy.long_videos.events import Event, Segment, new_file
+from frameflex.deploy.long_videos.events import Event, Segment
+from frameflex.new_files import new_file
 
 _MOST_ROWS = 16
 """Classes in a timeline: more can't be read."""

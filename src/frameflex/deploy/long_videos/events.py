@@ -6,13 +6,10 @@ they come from windows that overlap: `merge_windows` makes segments of those, ea
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import itertools
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from frameflex.new_files import new_file
 
 EVENT_FORMATS = ("json", "csv", "srt")
 
@@ -310,25 +309,6 @@ def write_events(
                 label = " ".join(e.label.replace("-->", "→").split())
                 file.write(f"{number}\n{_srt(e.start_seconds)} --> {_srt(e.end_seconds)}\n")
                 file.write(f"{label} ({e.probability:.0%})\n\n")
-
-
-@contextlib.contextmanager
-def new_file(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that becomes it when the block ends well, and goes away when not.
-
-    The temporary name keeps the ending, from which libraries tell a file's kind. Folders are made.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)  # mkstemp's files are for their owner alone
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _class_index(name: str | int | None, class_names: Sequence[str]) -> int | None:
