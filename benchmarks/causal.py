@@ -75,7 +75,7 @@ def _measure(path: Path, data: Path) -> dict[str, Any]:
     from frameflex.data.sampling import eval_indices
     from frameflex.data.transforms import EvalTransform
     from frameflex.deploy.live.streaming import StreamingRecognizer
-    from frameflex.video.reader import open_video
+    from frameflex.video import open_video
 
     checkpoint = load_checkpoint(path)
     transform = EvalTransform(checkpoint.preprocessing)

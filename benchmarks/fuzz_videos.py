@@ -41,7 +41,7 @@ import numpy as np
 import torch
 
 from frameflex.data.sampling import eval_indices
-from frameflex.video.reader import VideoError, open_video
+from frameflex.video import VideoError, open_video
 
 BAD_ENDS = ("exception", "crash", "hang", "memory")
 

@@ -25,7 +25,7 @@ from frameflex.data.datasets import ClipDataset, VideoList, load_split
 from frameflex.data.sampling import eval_indices
 from frameflex.data.transforms import EvalTransform, Preprocessing
 from frameflex.models import create_model
-from frameflex.video.reader import open_video
+from frameflex.video import open_video
 
 COUNTS = (4, 8, 16)
 

@@ -33,7 +33,7 @@ class Recognise:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         from frameflex.data.manifest import path_inside
-        from frameflex.video.reader import VideoError
+        from frameflex.video import VideoError
 
         videos = [str(video) for video in batch["path"]]
         paths = [path_inside(self.video_dir, video, "manifest") for video in videos]

@@ -17,7 +17,7 @@ from frameflex.data.transforms import Preprocessing
 from frameflex.deploy.batch import BatchOptions, digest_of, predict_manifest, read_parts
 from frameflex.deploy.recognizer import Recognizer
 from frameflex.models import create_model
-from frameflex.video.reader import VideoError
+from frameflex.video import VideoError
 
 NUM_VIDEOS = 14
 

@@ -27,8 +27,8 @@ from frameflex.data.datasets import (
 from frameflex.data.loading import read_ahead
 from frameflex.data.sampling import eval_indices
 from frameflex.data.transforms import EvalTransform, Preprocessing, TrainTransform, exchange_directions
+from frameflex.video import Limits, VideoError, open_video
 from frameflex.video import reader as video
-from frameflex.video.reader import Limits, VideoError, open_video
 
 RAW = Preprocessing(short_side=32, crop_size=32, mean=(0, 0, 0), std=(1, 1, 1))
 FPS = 10

@@ -16,7 +16,7 @@ from frameflex.engine.evaluation import Evaluation, clip_gflops, evaluate, load_
 from frameflex.engine.training import train
 from frameflex.engine.watching import Watcher
 from frameflex.models import TSMResNet50
-from frameflex.video.reader import VideoError
+from frameflex.video import VideoError
 
 
 @pytest.fixture(scope="module")

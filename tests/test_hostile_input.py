@@ -1,5 +1,6 @@
 """Whatever a file holds, each parser ends with what it holds or with a clear error of ours, in little memory."""
 
+import ast
 import importlib.util
 import itertools
 import json
@@ -21,15 +22,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+import frameflex
 from frameflex.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from frameflex.cli import main
 from frameflex.data.datasets import load_videos
 from frameflex.data.manifest import read_manifest
 from frameflex.data.quarantine import read_quarantine
 from frameflex.data.shards import ShardError, read_index
 from frameflex.data.transforms import Preprocessing
+from frameflex.deploy.live.sources import LiveSource, running
 from frameflex.engine.recipe import RecipeError, check_keys, read_yaml
 from frameflex.models import create_model
-from frameflex.video.reader import Limits, VideoError, open_video
+from frameflex.video import Limits, VideoError, open_video
+from frameflex.video.sequential import SequentialReader
 
 OURS = (VideoError, CheckpointError, RecipeError, ShardError, ValueError, FileNotFoundError)
 FUZZ = settings(
@@ -520,6 +525,73 @@ def test_playlists_and_scripts_are_no_videos(video, tmp_path):
         path.write_text(content)
         with pytest.raises(VideoError, match="not a video file"):
             open_video(path)
+
+
+def test_every_file_is_opened_for_reading_in_one_place():
+    package = Path(frameflex.__file__).parent
+    callers = set()
+    for path in package.rglob("*.py"):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            modes = [value.value for value in call.args[1:] if isinstance(value, ast.Constant)]
+            if ast.unparse(call.func) == "av.open" and "w" not in modes:
+                callers.add(path.relative_to(package).as_posix())
+    assert callers == {"video/containers.py"}
+
+
+@pytest.mark.parametrize("way", ["open_video", "in one pass", "live", "data check", "predict --window"])
+def test_a_list_that_calls_itself_a_video_leads_nowhere(video, tmp_path, capsys, way):
+    """FFmpeg tells a playlist by its first bytes, and a name beside it by its ending."""
+    secret = tmp_path / "elsewhere" / "secret.mp4"
+    secret.parent.mkdir()
+    secret.write_bytes(video.read_bytes())
+    (tmp_path / "list.m3u8").write_text(
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret.as_posix()}\n#EXT-X-ENDLIST\n"
+    )
+    path = tmp_path / "clip.mp4"
+    for content in (
+        "ffconcat version 1.0\nfile 'list.m3u8'\n",
+        f"ffconcat version 1.0\nfile '{secret.name}'\n",
+    ):
+        path.write_text(content)
+        if way == "open_video":
+            with pytest.raises(VideoError, match="not a video file"):
+                open_video(path)
+        elif way == "in one pass":
+            with pytest.raises(VideoError, match="not a video file"):
+                SequentialReader(path)
+        elif way == "live":
+            source = LiveSource(str(path), every_frame=True)
+            with running([source]) as wake:
+                while not source.ended:
+                    wake.wait(0.05)
+                    source.poll()
+            assert source.failed
+            assert source.num_frames == 0
+        elif way == "data check":
+            (tmp_path / "all.csv").write_text("clip.mp4,a\n")
+            arguments = ["data", "check", str(tmp_path / "all.csv"), "--workers", "1"]
+            assert main([*arguments, "--output", str(tmp_path / "found")]) == 1
+            assert "not a video file" in (tmp_path / "found" / "report.json").read_text()
+        else:
+            torch.manual_seed(0)
+            model = create_model("test_resnet", num_classes=2).eval()
+            made = Checkpoint(model, ["a", "b"], Preprocessing(short_side=32, crop_size=32), (4,))
+            save_checkpoint(tmp_path / "model.safetensors", made)
+            arguments = ["predict", str(tmp_path / "model.safetensors"), str(path), "--window", "1s"]
+            assert main([*arguments, "--annotate", str(tmp_path / "out.mp4")]) == 1
+            assert "not a video file" in capsys.readouterr().err
+            assert not (tmp_path / "out.mp4").exists()
+
+
+def test_an_index_that_claims_too_much_is_refused_before_one_pass_begins(video, tmp_path):
+    content = bytearray(video.read_bytes())
+    place = content.index(b"stsz") + 12
+    content[place : place + 4] = (2**30).to_bytes(4, "big")
+    path = tmp_path / "claims.mp4"
+    path.write_bytes(content)
+    for reader in (open_video, SequentialReader):
+        with pytest.raises(VideoError, match="its index claims 1073741824 frames"):
+            reader(path)
 
 
 @pytest.mark.parametrize("field", ["max_pixels", "max_frames", "max_bytes", "max_seconds"])

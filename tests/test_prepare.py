@@ -18,7 +18,7 @@ from frameflex.data.checking import check
 from frameflex.data.datasets import load_videos, survey
 from frameflex.data.preparing import Encoding, prepare
 from frameflex.data.shards import ShardError
-from frameflex.video.reader import VideoError, open_video
+from frameflex.video import VideoError, open_video
 
 
 def content(folder):

@@ -23,7 +23,7 @@ from frameflex.engine.starting import build_model, preprocessing_of
 from frameflex.engine.task import read_task
 from frameflex.engine.training import train
 from frameflex.models.synced_norm import sync_norms
-from frameflex.video.reader import VideoError
+from frameflex.video import VideoError
 
 SCRIPT = """
 import json, os, signal, sys

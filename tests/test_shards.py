@@ -25,7 +25,7 @@ from frameflex.data.shards import (
     unpack_member,
 )
 from frameflex.data.transforms import EvalTransform, Preprocessing, TrainTransform
-from frameflex.video.reader import VideoError
+from frameflex.video import VideoError
 
 PIXELS = Preprocessing(short_side=32, crop_size=32)
 

@@ -13,7 +13,7 @@ import torch
 from helpers import write_video
 
 from frameflex.deploy.live.sources import LiveFrame, LiveSource, Notice, running, source_kind
-from frameflex.video.reader import VideoError, open_video
+from frameflex.video import VideoError, open_video
 from frameflex.video.sequential import Damage, SequentialReader, TimedFrame
 
 

@@ -19,7 +19,7 @@ from frameflex.cli import main
 from frameflex.data.transforms import Preprocessing
 from frameflex.deploy.live.streaming import StreamingRecognizer
 from frameflex.models.tsm import TSM
-from frameflex.video.reader import open_video
+from frameflex.video import open_video
 
 PIXELS = Preprocessing(short_side=32, crop_size=32)
 

@@ -21,7 +21,7 @@ from frameflex.deploy.live.streaming import StreamingRecognizer
 from frameflex.deploy.recognizer import Recognizer
 from frameflex.engine.starting import build_model
 from frameflex.models import CausalStep, create_model
-from frameflex.video.reader import open_video
+from frameflex.video import open_video
 
 SIZE = 32
 CLASSES = ["left", "right", "nothing"]

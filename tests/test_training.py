@@ -27,7 +27,7 @@ from frameflex.engine.run_state import restore, state_of
 from frameflex.engine.training import train
 from frameflex.engine.watching import Interrupted, Watcher
 from frameflex.models import TSM
-from frameflex.video.reader import VideoError
+from frameflex.video import VideoError
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from frameflex.video import reader as video
-from frameflex.video.reader import VideoError, open_video
+from frameflex.video import VideoError, open_video, opening, pyav
 
 BLOCK = 16
 HEIGHT, WIDTH = 2 * BLOCK, 4 * BLOCK
@@ -127,14 +126,14 @@ class CountedDecodes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.num_frames = 0
-        decode = video._decode
+        decode = pyav._decode
 
         def counting(stream, packet):
             frames = decode(stream, packet)
             self.num_frames += len(frames)
             return frames
 
-        monkeypatch.setattr(video, "_decode", counting)
+        monkeypatch.setattr(pyav, "_decode", counting)
 
 
 FORMATS = {
@@ -202,7 +201,7 @@ def test_bytes_and_file_objects_give_the_frames_of_the_path(any_video):
 
 def test_a_long_video_is_read_the_same_without_its_packets_in_memory(any_video, monkeypatch):
     truth = decode_all(any_video)
-    monkeypatch.setattr(video, "_CACHED_BYTES", 0)
+    monkeypatch.setattr(pyav, "_CACHED_BYTES", 0)
     for source in (any_video, any_video.read_bytes()):
         for start in (0, 5, 8, 13, 19):
             with open_video(source, decoder="pyav") as reader:
@@ -321,7 +320,7 @@ def test_sample_asks_again_when_fewer_frames_decode_than_were_promised(tmp_path)
 
 def test_sample_asks_again_when_the_count_is_corrected_though_every_frame_was_there(tmp_path, monkeypatch):
     path = render(tmp_path / "clip.mp4", 12, options={"bf": "0"})
-    scan = video._PyAVReader._scan_packets
+    scan = pyav.PyAVReader._scan_packets
 
     def scan_with_a_ghost(reader):
         found = scan(reader)
@@ -329,8 +328,8 @@ def test_sample_asks_again_when_the_count_is_corrected_though_every_frame_was_th
         found.packets.insert(6, found.packets[6])
         return found
 
-    monkeypatch.setattr(video._PyAVReader, "_scan_packets", scan_with_a_ghost)
-    monkeypatch.setattr(video, "_decode", _without_repeats(video._decode))
+    monkeypatch.setattr(pyav.PyAVReader, "_scan_packets", scan_with_a_ghost)
+    monkeypatch.setattr(pyav, "_decode", _without_repeats(pyav._decode))
     asked = []
     with open_video(path, decoder="pyav") as reader:
         assert reader.num_frames == 13
@@ -621,7 +620,7 @@ def test_reading_16_frames_of_a_long_video_does_not_hold_it_all(tmp_path):
         container.mux(stream.encode(None))
     script = f"""
 import resource, torch
-from frameflex.video.reader import open_video
+from frameflex.video import open_video
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with open_video({str(path)!r}, decoder="pyav") as reader:
     reader.frames([0])
@@ -684,7 +683,7 @@ def test_an_empty_folder_is_an_error(tmp_path):
 
 @pytest.fixture
 def torchcodec() -> None:
-    decoder, reason = video._load_torchcodec()
+    decoder, reason = opening.load_torchcodec()
     if decoder is None:
         pytest.skip(f"torchcodec can't be used here: {reason}")
 
@@ -701,7 +700,7 @@ def test_torchcodec_gives_the_frames_that_pyav_gives(any_video, torchcodec):
 
 def test_torchcodec_that_cannot_be_imported_names_the_extra(tmp_path, monkeypatch):
     path = render(tmp_path / "clip.mp4", 3)
-    monkeypatch.setattr(video, "_load_torchcodec", lambda: (None, "it is not installed"))
+    monkeypatch.setattr(opening, "load_torchcodec", lambda: (None, "it is not installed"))
     with pytest.raises(ImportError, match=r"frameflex\[torchcodec\]"):
         open_video(path, decoder="torchcodec")
     with open_video(path, decoder="auto") as reader:

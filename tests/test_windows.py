@@ -17,7 +17,7 @@ from frameflex.deploy.long_videos.events import Event, Segment
 from frameflex.deploy.long_videos.windows import LongVideo
 from frameflex.deploy.recognizer import Recognizer
 from frameflex.models.tsm import TSM
-from frameflex.video.reader import VideoError, open_video
+from frameflex.video import VideoError, open_video
 
 
 def tiny_checkpoint(**values):

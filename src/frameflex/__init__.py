@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from frameflex.deploy.recognizer import Recognizer, load
     from frameflex.models import TSMResNet50, create_model, make_frame_flexible
     from frameflex.models.temporal_shift import TemporalShift, temporal_shift
-    from frameflex.video.reader import open_video
+    from frameflex.video import open_video
 
 __version__ = "0.1.0"
 
@@ -32,7 +32,7 @@ _HOMES = {
     "Recognizer": "frameflex.deploy.recognizer",
     "load": "frameflex.deploy.recognizer",
     "list_models": "frameflex.checkpoint.published",
-    "open_video": "frameflex.video.reader",
+    "open_video": "frameflex.video",
     **dict.fromkeys(
         ("TSMResNet50", "TemporalShift", "create_model", "make_frame_flexible", "temporal_shift"),
         "frameflex.models",

@@ -59,7 +59,7 @@ def be(run: dict) -> None:
 def spoil(run: dict) -> None:
     """What can't be had by arguments: a network that fails, and work that takes long enough to be stopped in it."""
     from frameflex.models import causal, tsm
-    from frameflex.video.reader import VideoReader
+    from frameflex.video import VideoReader
 
     if run["fault"] == "error in the model":
 

@@ -13,7 +13,7 @@ from frameflex.checkpoint import Checkpoint, save_checkpoint
 from frameflex.data.transforms import Preprocessing
 from frameflex.deploy.inputs import open_input
 from frameflex.models import create_model
-from frameflex.video.reader import VideoError
+from frameflex.video import VideoError
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (6, 40, 48, 3), np.uint8)
 

@@ -71,7 +71,7 @@ def recognize_long(
     """Recognise each file in windows; returns the exit status."""
     from frameflex.deploy.long_videos.drawing import check_video_name
     from frameflex.deploy.long_videos.events import event_format
-    from frameflex.video.reader import VideoError
+    from frameflex.video import VideoError
 
     detector_of(args, recognizer.checkpoint.class_names)  # says early what can't work
     suffix = f".{args.format}" if args.format else ".json"

@@ -193,7 +193,7 @@ def one_line(error: Exception) -> str:
     """The message of an error that we raise ourselves; of any other also its kind, and how to see more."""
     from frameflex.checkpoint import CheckpointError
     from frameflex.data.shards import ShardError
-    from frameflex.video.reader import VideoError
+    from frameflex.video import VideoError
 
     text = str(error)
     if "Original Traceback" in text:  # torch's, of an error in a process that decodes

@@ -66,7 +66,7 @@ def run(argv: list[str], console: Any) -> int:
     from frameflex.data.datasets import find_video_files
     from frameflex.data.quarantine import quarantined_files
     from frameflex.deploy.recognizer import Recognizer
-    from frameflex.video.reader import VideoError
+    from frameflex.video import VideoError
 
     recognizer = Recognizer.from_checkpoint(args.checkpoint, device=args.device)
     files, left_out = quarantined_files(find_video_files(args.videos), args.quarantine)

@@ -15,14 +15,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import av
-import av.error
-
 from frameflex.data.datasets import Survey, VideoRecord, stretch_of
 from frameflex.data.journal import Journal
 from frameflex.data.shards import ShardError, ShardMember
+from frameflex.video import ADVICE, Limits, NoFrames, NoVideoStream, VideoError
+from frameflex.video.containers import open_container
 from frameflex.video.isolated import Lost, run_isolated
-from frameflex.video.reader import ADVICE, NoFrames, NoVideoStream, VideoError
 
 __all__ = ["KINDS", "Checked", "Finding", "check", "file_state", "reason_of"]
 
@@ -300,7 +298,7 @@ def _digest(place: Path | ShardMember) -> str:
 
 def _open_container(place: Path | ShardMember) -> Any:
     source = place.open() if isinstance(place, ShardMember) else os.path.abspath(place)
-    return av.open(source, container_options={"protocol_whitelist": "file"})
+    return open_container(source, name=str(place), limits=Limits())
 
 
 def _has_sound(place: Path | ShardMember) -> bool:

@@ -27,7 +27,7 @@ from frameflex.data.quarantine import in_quarantine, read_quarantine
 from frameflex.data.sampling import dense_indices, eval_indices, train_indices
 from frameflex.data.shards import ShardMember, is_shards, pack_member, read_index, unpack_member
 from frameflex.data.transforms import EvalTransform
-from frameflex.video.reader import Decoder, VideoError, VideoReader, open_video
+from frameflex.video import Decoder, VideoError, VideoReader, open_video
 
 __all__ = [
     "BadVideo",

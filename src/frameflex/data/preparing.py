@@ -38,8 +38,8 @@ from frameflex.data.shards import (
     ShardVideo,
     write_tar,
 )
+from frameflex.video import VideoError, VideoReader, open_video
 from frameflex.video.isolated import Lost, run_isolated
-from frameflex.video.reader import VideoError, VideoReader, open_video
 
 __all__ = ["FORMATS", "Encoding", "prepare"]
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from frameflex.video.reader import VideoError, open_video
+from frameflex.video import VideoError, open_video
 
 if TYPE_CHECKING:
     from frameflex.data.datasets import BadVideo, ClipDataset, Sample

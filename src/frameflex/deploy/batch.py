@@ -24,7 +24,7 @@ from frameflex.data.journal import write_whole
 from frameflex.data.manifest import ManifestRow, read_manifest
 from frameflex.data.quarantine import in_quarantine
 from frameflex.deploy.recognizer import Prediction, Recognizer
-from frameflex.video.reader import VideoError
+from frameflex.video import VideoError
 
 __all__ = ["BatchOptions", "BatchReport", "digest_of", "predict_manifest", "read_parts"]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
-from frameflex.video.reader import Limits, Source, VideoError, VideoReader, open_video
+from frameflex.video import Limits, Source, VideoError, VideoReader, open_video
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -18,7 +18,7 @@ from frameflex.data.transforms import VIEWS, EvalTransform
 from frameflex.deploy.inputs import is_many, open_input
 from frameflex.export import is_export, load_exported
 from frameflex.models.tsm import checked_num_frames, classify_views
-from frameflex.video.reader import VideoError
+from frameflex.video import VideoError
 
 if TYPE_CHECKING:
     from frameflex.deploy.inputs import Video

@@ -15,7 +15,7 @@ from frameflex.export.clips import VideoClips
 from frameflex.export.packages import ExportError
 from frameflex.export.running import ExportedModel, from_pixels
 from frameflex.models.finite import NotFinite, finite
-from frameflex.video.reader import VideoError
+from frameflex.video import VideoError
 
 TOLERANCE = 1e-3  # of the largest logit; runtimes sum in another order and use other convolutions
 HALF_TOLERANCE = 3e-2  # float16 has 11 bits; a network of 50 layers loses some of them

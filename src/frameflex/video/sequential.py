@@ -21,14 +21,14 @@ import torch
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from frameflex.video.reader import (
-    MAX_PIXELS,
-    VideoError,
-    _is_cover_picture,
-    _nal_length_bytes,
-    _nal_units_fit,
-    _rate,
+from frameflex.video.containers import (
+    is_cover_picture,
+    nal_length_bytes,
+    nal_units_fit,
+    open_container,
+    rate_of,
 )
+from frameflex.video.reader import MAX_PIXELS, Limits, VideoError
 
 _MOST_ERRORS = 500
 """So many errors in a row, without a frame between them, end a source: it isn't going to recover."""
@@ -136,11 +136,14 @@ class SequentialReader:
             source = os.path.abspath(source)  # can't be taken for one of FFmpeg's protocols ("concat:a|b")
         self._reformatter = VideoReformatter()
         try:
-            self._container: Any = av.open(
+            self._container: Any = open_container(
                 os.fspath(source),
-                format=container_format,
-                container_options={"protocol_whitelist": protocols, **(options or {})},
-                timeout=timeout_seconds,
+                name=self.name,
+                limits=Limits(),
+                protocols=protocols,
+                device=container_format,
+                options=options,
+                timeout_seconds=timeout_seconds,
             )
         except (FileNotFoundError, PermissionError) as error:
             if protocols == "file" and container_format is None:
@@ -160,7 +163,7 @@ class SequentialReader:
             raise
 
     def _prepare(self, live: bool) -> None:
-        streams = [s for s in self._container.streams.video if not _is_cover_picture(s)]
+        streams = [s for s in self._container.streams.video if not is_cover_picture(s)]
         if self._container.format.name == "tty" or not streams:
             raise VideoError(
                 f"video {self.name}: no video stream (it is {self._container.format.long_name})."
@@ -179,7 +182,7 @@ class SequentialReader:
         context.options = {"max_pixels": str(MAX_PIXELS)}  # holds for sizes that change later, too
         total = self._container.duration
         self.duration_seconds = total / av.time_base if total and total > 0 else None
-        self.fps = _rate(self._stream, fallback=25.0)
+        self.fps = rate_of(self._stream, fallback=25.0)
         self.format_name: str = self._container.format.name
         self._has_times = not set(self.format_name.split(",")) & _GUESSED_TIMES
 
@@ -192,7 +195,7 @@ class SequentialReader:
         first_pts: int | None = None
         seconds, count, errors = 0.0, 0, 0
         unit = float(self._stream.time_base or 0)
-        nal_bytes = _nal_length_bytes(self._stream)
+        nal_bytes = nal_length_bytes(self._stream)
         for packet in self._packets():
             if isinstance(packet, str):
                 errors += 1
@@ -200,7 +203,7 @@ class SequentialReader:
                 frames = []
             else:
                 if packet.size and (
-                    packet.is_corrupt or (nal_bytes and not _nal_units_fit(packet, nal_bytes))
+                    packet.is_corrupt or (nal_bytes and not nal_units_fit(packet, nal_bytes))
                 ):
                     yield Damage(seconds, "a damaged packet")
                 try:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frameflex.video.reader import VideoError
+from frameflex.video import VideoError
 from frameflex.video.sequential import Damage, SequentialReader, SourceLost, TimedFrame
 
 _SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp", "rtmps", "udp", "rtp", "tcp", "srt")

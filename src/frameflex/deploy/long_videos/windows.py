@@ -17,7 +17,7 @@ from frameflex.data.datasets import ClipDataset, select_views
 from frameflex.data.transforms import EvalTransform
 from frameflex.deploy.long_videos.events import Segment
 from frameflex.deploy.recognizer import Recognizer
-from frameflex.video.reader import VideoError
+from frameflex.video import VideoError
 from frameflex.video.sequential import Damage, SequentialReader, SourceLost, TimedFrame
 
 if TYPE_CHECKING:

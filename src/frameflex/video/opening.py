@@ -1,0 +1,83 @@
+"""Open a video and read exactly the frames that were asked for.
+
+`open_video` gives a `VideoReader` for a file, bytes, a file object or a folder of images. The number of frames is
+what really decodes: containers that state a wrong count, or none, are common. One pass over the compressed packets
+(no decoding, well under a millisecond for a short clip) yields count, timestamps and key frames; where anything about
+it looks wrong, the frames are counted by decoding them. Decoding then starts at the nearest key frame and checks the
+timestamp of each frame against that pass, so that a seek gives the frames that reading from the start would give.
+
+Choices that a user may notice:
+
+- Frames come in the stored resolution. Non-square pixels are not stretched, like in the published TSM pipelines.
+- The rotation that a phone notes in the file is applied, rounded to a quarter turn.
+- Of several video streams the first one is read; a cover picture doesn't count as one.
+- Where the resolution changes within a stream, later frames are scaled to the first one's size.
+- A file whose end is missing gives the frames that it has. One that is broken in the middle is an error.
+- Files are not trusted: what they claim is held to `Limits` before memory is asked for, and only containers of
+  videos are looked into, never playlists and the like that name other files.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from frameflex.video.images import FolderReader
+from frameflex.video.pyav import PyAVReader
+from frameflex.video.reader import (
+    Decoder,
+    Limits,
+    Source,
+    VideoReader,
+)
+from frameflex.video.torchcodec import TorchCodecReader, load_torchcodec
+
+
+def open_video(source: Source, *, decoder: Decoder = "auto", limits: Limits | None = None) -> VideoReader:
+    """Open a video for reading frames by index.
+
+    Args:
+        source: A file's path, a folder of images (`00001.jpg`, `00002.jpg`, ...; read in numerical order at 12 fps,
+            as Something-Something V1 comes), a whole file's bytes, or a seekable binary file object.
+        decoder: `"pyav"`; `"torchcodec"` (needs the package and FFmpeg's shared libraries); or `"auto"`, which
+            takes torchcodec where it can be imported. Both give the same frames: torchcodec is used for the streams
+            where it does, and PyAV reads the others.
+        limits: how much a video may ask for; by default as `Limits` says.
+
+    Returns:
+        A reader, which is also a context manager.
+
+    Raises:
+        FileNotFoundError: If there is nothing at the path.
+        VideoError: If it isn't a video, has no decodable frame, or asks for more than `limits`.
+        ImportError: If torchcodec was asked for and can't be imported.
+        ValueError: If `decoder` is none of the three.
+
+    Example:
+        >>> with open_video("clip.webm") as reader:
+        ...     frames = reader.frames([0, reader.num_frames - 1])  # uint8 (2, 3, H, W)
+    """
+    if decoder not in ("auto", "pyav", "torchcodec"):
+        raise ValueError(f"decoder is {decoder!r}; expected 'auto', 'pyav' or 'torchcodec'.")
+    limits = limits or Limits()
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if path.is_dir():
+            return FolderReader(path, limits)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"video {path}: there is no such file. Check the path and the data set's folder."
+            )
+    elif not isinstance(source, (bytes, bytearray, memoryview)) and not hasattr(source, "read"):
+        raise TypeError(f"source is {type(source).__name__}; expected a path, bytes or a binary file object.")
+    if decoder == "pyav":
+        return PyAVReader(source, limits)
+    video_decoder, reason = load_torchcodec()
+    if video_decoder is not None:
+        return TorchCodecReader(source, limits, video_decoder)
+    if decoder == "torchcodec":
+        raise ImportError(
+            f"decoder is 'torchcodec', which can't be imported ({reason}). Install it with "
+            "`pip install frameflex[torchcodec]` together with FFmpeg, or use decoder='pyav'."
+        )
+    return PyAVReader(source, limits)
