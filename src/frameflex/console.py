@@ -21,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from frameflex.addresses import without_secrets
+
 if TYPE_CHECKING:  # what training needs weighs 100 MB, which who watches a long video can do without
     from frameflex.engine.evaluation import Evaluation
     from frameflex.engine.watching import StepReport, Watcher
@@ -81,7 +83,7 @@ class _Handler(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.console.print(self.format(record), markup=False, soft_wrap=True)
+        self.console.print(without_secrets(self.format(record)), markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

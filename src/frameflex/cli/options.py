@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
+from frameflex.addresses import without_secrets
+
 MAX_FRAMES = 1024
 VIEWS = ("1x1", "2x1", "1x3", "2x3")  # named here so that --help needs no torch
 
@@ -185,7 +187,7 @@ def make_folder(path: Path, *, name: str = "--output") -> Path:
 
 
 def fail(message: str, *, status: int) -> int:
-    print(f"frameflex: {message}", file=sys.stderr)  # noqa: T201
+    print(f"frameflex: {without_secrets(message)}", file=sys.stderr)  # noqa: T201
     return status
 
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from frameflex.addresses import without_secrets
 from frameflex.video import VideoError, open_video
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ _TAR_BLOCK = 512
 
 class ShardError(Exception):
     """A shard or an index that can't be read as a whole; the message names it and says what to do."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_secrets(message))
 
 
 # One video

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import numpy as np
 import torch
 
+from frameflex.addresses import without_secrets
+
 if TYPE_CHECKING:
     pass
 
@@ -66,6 +68,9 @@ class Limits:
 
 class VideoError(Exception):
     """A video that can't be read; the message names it and says what to do."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_secrets(message))
 
 
 class NoVideoStream(VideoError):

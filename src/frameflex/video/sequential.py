@@ -21,6 +21,7 @@ import torch
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
+from frameflex.addresses import without_secrets
 from frameflex.video.containers import (
     is_cover_picture,
     nal_length_bytes,
@@ -129,9 +130,9 @@ class SequentialReader:
         timeout_seconds: float | None = None,
         live: bool = False,
     ) -> None:
-        self.name = os.fspath(source)
+        self.name = without_secrets(os.fspath(source))
         if protocols == "file" and container_format is None:
-            if not os.path.exists(self.name):
+            if not os.path.exists(source):
                 raise FileNotFoundError(f"video {self.name}: there is no such file. Check the path.")
             source = os.path.abspath(source)  # can't be taken for one of FFmpeg's protocols ("concat:a|b")
         self._reformatter = VideoReformatter()
@@ -214,7 +215,7 @@ class SequentialReader:
                     # At the start of a stream that was joined midway, this is normal until the first key frame.
                     errors += 1
                     frames = []
-                    yield Damage(seconds, _reason(error))
+                    yield Damage(seconds, without_secrets(_reason(error)))
             for frame in frames:
                 errors = 0
                 if frame.height * frame.width > MAX_PIXELS:
@@ -248,7 +249,7 @@ class SequentialReader:
                 packets = self._container.demux(self._stream)
                 continue
             except (av.error.InvalidDataError, ValueError) as error:
-                yield _reason(error)
+                yield without_secrets(_reason(error))
                 packets = self._container.demux(self._stream)
                 continue
             except (av.error.FFmpegError, OSError) as error:

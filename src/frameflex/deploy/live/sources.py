@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from frameflex.addresses import without_secrets
 from frameflex.video import VideoError
 from frameflex.video.sequential import Damage, SequentialReader, SourceLost, TimedFrame
 
@@ -119,7 +120,7 @@ class LiveSource:
         stdin: int = 0,
     ) -> None:
         self.kind = source_kind(source)
-        self.name = re.sub(r"//[^/@]*@", "//", source)  # passwords stay out of messages
+        self.name = without_secrets(source)
         self._source, self._size, self._fps, self._stdin = source, size, fps, stdin
         if self.kind == "raw" and (size is None or fps is None or min(size) < 1 or not 0 < fps <= 1000):
             raise ValueError(
@@ -269,7 +270,7 @@ class LiveSource:
             self._stopped.wait(wait)
 
     def _plain(self, text: str) -> str:
-        return text.replace(self._source, self.name)
+        return without_secrets(text.replace(self._source, self.name))
 
     def _finish(self, *, failed: bool, text: str) -> None:
         self.failed = failed
@@ -445,7 +446,9 @@ def source_kind(source: str) -> str:
     scheme, colon, _ = source.partition("://")
     if colon:
         if scheme.lower() not in _SCHEMES:
-            raise ValueError(f"source {source}: can't read {scheme}; expected one of {', '.join(_SCHEMES)}")
+            raise ValueError(
+                f"source {without_secrets(source)}: can't read {scheme}; expected one of {', '.join(_SCHEMES)}"
+            )
         return "address"
     return "file"
 
