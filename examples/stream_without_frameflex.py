@@ -23,15 +23,24 @@ total, seen = 0.0, 0
 for number, frame in enumerate(av.open(video).decode(video=0)):
     if number % stride:
         continue
-    scale, crop = pixels["short_side"] / min(frame.width, frame.height), pixels["crop_size"]
-    image = frame.to_ndarray(
-        format="rgb24",
-        width=int(frame.width * scale),
-        height=int(frame.height * scale),
-        interpolation="BILINEAR",
-    )
-    top, left = ((side - crop) // 2 for side in image.shape[:2])
-    image = image[top : top + crop, left : left + crop].transpose(2, 0, 1).astype(np.float32) / 255
+    crop, fit = pixels["crop_size"], pixels.get("fit", "crop")
+    rows, columns = crop if isinstance(crop, list) else (crop, crop)
+    scale = pixels["short_side"] / min(frame.width, frame.height)
+    if fit == "pad":
+        scale = min(rows / frame.height, columns / frame.width)
+    width, height = int(frame.width * scale), int(frame.height * scale)
+    if fit == "whole":
+        width, height = columns, rows
+    image = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BILINEAR")
+    image = image.transpose(2, 0, 1).astype(np.float32) / 255
+    if fit == "pad":
+        padded = np.empty((3, rows, columns), np.float32)
+        padded[:] = mean
+        top, left = (rows - height) // 2, (columns - width) // 2
+        padded[:, top : top + height, left : left + width] = image
+        image = padded
+    top, left = (image.shape[1] - rows) // 2, (image.shape[2] - columns) // 2
+    image = image[:, top : top + rows, left : left + columns]
     image = (image - mean) / std
     image = image if pixels["channel_order"] == "rgb" else image[::-1]
     logits, *state = session.run(None, {"frame": image[None], **dict(zip(names, state, strict=True))})

@@ -2,6 +2,7 @@ import doctest
 import itertools
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,6 +60,10 @@ def test_preprocessing_survives_json():
     ("values", "message"),
     [
         ({"short_side": 0}, "short_side is 0; expected"),
+        ({"crop_size": [96, 128, 3]}, "crop_size is .*expected whole pixels"),
+        ({"crop_size": [96, 0]}, "crop_size is .*the side of a square, or height and width"),
+        ({"short_side": 100, "crop_size": [96, 128]}, "larger than short_side 100"),
+        ({"fit": "squash"}, "fit is 'squash'; expected one of crop, whole, pad"),
         ({"crop_size": 1.5}, "crop_size is 1.5; expected"),
         ({"crop_size": True}, "crop_size is True; expected"),
         ({"short_side": 100, "crop_size": 112}, "crop_size 112 is larger than short_side 100"),
@@ -102,6 +107,95 @@ def test_eval_resizes_the_shorter_side_and_crops_the_centre(interpolation, antia
     expected = resized[..., 4:28, 13:37].clamp(0, 255)
     clip = EvalTransform(preprocessing)(frames)[0].transpose(0, 1) * 255
     assert (clip - expected).abs().max() <= 1.3  # uint8 is rounded after each of the two passes
+
+
+WIDE = Preprocessing(crop_size=(24, 32), mean=(0, 0, 0), std=(1, 1, 1), fit="whole")
+PADDED = replace(WIDE, fit="pad", mean=(0.2, 0.4, 0.6))
+
+
+def painted(height: int, width: int) -> Tensor:
+    """Black frames whose outermost eighths, left, right, top and bottom, are painted: they show what is cut off."""
+    frames = torch.zeros(2, 3, height, width, dtype=torch.uint8)
+    frames[:, 0, :, : width // 8] = 200
+    frames[:, 0, :, -(width // 8) :] = 250
+    frames[:, 1, : height // 8] = 200
+    frames[:, 1, -(height // 8) :] = 250
+    return frames
+
+
+def edges(clip: Tensor) -> list[int]:
+    """Left, right, top and bottom in the middle of a clip `(3, N, h, w)` of painted frames, 0 to 255."""
+    red, green = (clip[:2, 0] * 255).round().int()
+    rows, columns = red.shape
+    row, column = rows // 2, columns // 2
+    return [int(value) for value in (red[row, 0], red[row, -1], green[0, column], green[-1, column])]
+
+
+def test_a_crop_size_may_have_a_height_and_a_width_and_an_equal_pair_is_a_square():
+    assert Preprocessing.from_dict({"crop_size": [96, 128]}).size == (96, 128)
+    assert Preprocessing(crop_size=(224, 224)) == Preprocessing()
+    assert Preprocessing.from_dict(json.loads(json.dumps(PADDED.to_dict()))) == PADDED
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 48), (36, 64), (120, 40), (24, 32)])
+def test_whole_frames_keep_all_four_edges_of_upright_and_flat_videos(height, width):
+    clip = EvalTransform(WIDE)(painted(height, width))
+    assert clip.shape == (1, 3, 2, 24, 32)
+    assert edges(clip[0]) == [200, 250, 200, 250]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "inside"),
+    [(48, 64, (24, 32)), (64, 48, (24, 18)), (36, 72, (16, 32)), (24, 24, (24, 24))],
+)
+def test_padded_frames_keep_their_aspect_in_a_border_that_is_zero_for_the_network(height, width, inside):
+    clip = EvalTransform(PADDED)(painted(height, width))[0]
+    assert clip.shape == (3, 2, 24, 32)
+    rows, columns = inside
+    top, left = (24 - rows) // 2, (32 - columns) // 2
+    seen = torch.tensor(PADDED.mean).view(3, 1, 1, 1) + clip
+    assert edges(seen[..., top : top + rows, left : left + columns]) == [200, 250, 200, 250]
+    border = torch.ones(24, 32, dtype=torch.bool)
+    border[top : top + rows, left : left + columns] = False
+    assert not border.any() or clip[..., border].abs().max() < 1e-6
+
+
+def test_a_crop_with_a_height_and_a_width_is_the_middle():
+    pixels = replace(RAW, crop_size=(16, 28))
+    for height, width in ((32, 40), (40, 32)):
+        clip = EvalTransform(pixels)(ramp(1, height, width))[0, :, 0] * 255
+        assert clip.shape == (3, 16, 28)
+        top, left = (height - 16) // 2, (width - 28) // 2
+        torch.testing.assert_close(clip[:2, 0, 0], torch.tensor([float(left), float(top)]))
+
+
+@pytest.mark.parametrize("pixels", [WIDE, PADDED])
+def test_three_crops_of_a_whole_frame_are_refused_with_the_views_to_take(pixels):
+    with pytest.raises(ValueError, match=r"3 crops of a model that sees the whole frame .*expected 1.*1x1"):
+        EvalTransform(pixels, num_crops=3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 200), (200, 100)])
+def test_training_on_whole_frames_cuts_at_most_15_percent_of_each_side(height, width):
+    frames = ramp(1, height, width)
+    transform = TrainTransform(replace(WIDE, interpolation="nearest"), flip=False)
+    spans = []
+    for seed in range(100):
+        clip, _ = seeded(transform, frames, seed=seed)
+        assert clip.shape == (3, 1, 24, 32)
+        red, green = (clip[:2, 0] * 255).round()
+        spans.append([float(red.max() - red.min()) / width, float(green.max() - green.min()) / height])
+    # The first and last of the sampled columns are up to 1/32, of the rows 1/24, inside the window.
+    assert 0.85 * (1 - 1 / 24) - 0.02 < min(map(min, spans)) < 0.86
+    assert max(map(max, spans)) > 0.93
+    assert len({tuple(span) for span in spans}) > 50
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 72), (72, 40)])
+@pytest.mark.parametrize("pixels", [WIDE, PADDED, replace(RAW, crop_size=(16, 28))])
+def test_training_and_evaluation_give_one_shape(height, width, pixels):
+    frames = noise(height=height, width=width)
+    assert seeded(TrainTransform(pixels), frames)[0].shape == EvalTransform(pixels)(frames)[0].shape
 
 
 def test_eval_does_not_depend_on_the_frames_being_contiguous():

@@ -114,7 +114,7 @@ def _facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("frames", ", ".join(f"{key} {value}" for key, value in checkpoint.sampling.items())),
         (
             "pixels",
-            f"short side {pixels.short_side} ({pixels.interpolation}), centre crop {pixels.crop_size}, "
+            f"{pixels.describe_fit()}, "
             f"{pixels.channel_order.upper()}, mean {list(pixels.mean)}, std {list(pixels.std)} on the scale 0 to 1",
         ),
         ("classes", f"{len(checkpoint.class_names)}, listed below; {several}"),

@@ -342,10 +342,9 @@ def load_checkpoint(path: str | Path, *, training: bool = False) -> Checkpoint:
             raise ValueError(
                 f"frame counts are {checkpoint.frame_counts[:8]}; expected 1 to {MAX_FRAME_COUNT}"
             )
-        if checkpoint.preprocessing.short_side > MAX_SIDE:
-            raise ValueError(
-                f"frames of {checkpoint.preprocessing.short_side} pixels; expected {MAX_SIDE} at most"
-            )
+        longest = max(checkpoint.preprocessing.short_side, *checkpoint.preprocessing.size)
+        if longest > MAX_SIDE:
+            raise ValueError(f"frames of {longest} pixels; expected {MAX_SIDE} at most")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"checkpoint {path} has a header that doesn't hold together: {error}"

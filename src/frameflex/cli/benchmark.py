@@ -68,9 +68,13 @@ def run(argv: list[str], console: Any) -> int:
             num_runs=args.runs,
             on_progress=on_progress,
         )
-    values = {"network": args.network, "size": size, **report.to_dict()}
+    values = {
+        "network": args.network,
+        "size": size[0] if size[0] == size[1] else list(size),
+        **report.to_dict(),
+    }
     described = [f"{name} {value}" for name, value in report.hardware.items()]
-    print(f"{args.network}, {size} x {size} pixels, {', '.join(described)}")  # noqa: T201
+    print(f"{args.network}, {size[0]} x {size[1]} pixels, {', '.join(described)}")  # noqa: T201
     if report.timings:
         from rich.console import Console
 
@@ -86,7 +90,7 @@ def run(argv: list[str], console: Any) -> int:
     return 0
 
 
-def _network(name: str, size: int | None) -> tuple[Any, int]:
+def _network(name: str, size: int | None) -> tuple[Any, tuple[int, int]]:
     from frameflex.checkpoint import load_checkpoint
     from frameflex.models import TSM, create_model
 
@@ -94,8 +98,8 @@ def _network(name: str, size: int | None) -> tuple[Any, int]:
         checkpoint = load_checkpoint(name)
         if not isinstance(checkpoint.model, TSM):
             raise ValueError(f"{name} is no checkpoint of a network; give the one that it was exported from")
-        return checkpoint.model.eval(), size or checkpoint.preprocessing.crop_size
-    return create_model(name, num_classes=174).eval(), size or 224
+        return checkpoint.model.eval(), (size, size) if size else checkpoint.preprocessing.size
+    return create_model(name, num_classes=174).eval(), (size or 224,) * 2
 
 
 def _table(report: BenchmarkReport) -> Any:

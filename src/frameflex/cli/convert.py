@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def run(argv: list[str], console: Any) -> int:
     check_place(args.to, name="--to")
     changed: dict[str, Any] = {
         name: value
-        for name in ("short_side", "crop_size", "channel_order")
+        for name in ("short_side", "crop_size", "fit", "channel_order")
         if (value := getattr(args, name)) is not None
     }
     for name in ("mean", "std"):
@@ -85,7 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     unknown.add_argument("--license", default="", help="of the weights, such as cc-by-4.0")
     pixels = parser.add_argument_group("pixels, where they differ from what the code base does")
     pixels.add_argument("--short-side", type=positive, help="pixels of the shorter side after resizing")
-    pixels.add_argument("--crop-size", type=positive, help="pixels of the centre crop")
+    pixels.add_argument(
+        "--crop-size", type=_size, help="pixels that the network sees: the side of a square, or HEIGHT,WIDTH"
+    )
+    pixels.add_argument(
+        "--fit",
+        choices=["crop", "whole", "pad"],
+        help="the centre of a frame, all of it squeezed, or all of it with a border",
+    )
     pixels.add_argument(
         "--mean", type=_colours, metavar="R,G,B", help="subtracted, on the scale of --pixel-scale"
     )
@@ -114,6 +122,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="what was found as JSON on standard output")
     return parser
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    if re.fullmatch(r"[1-9]\d*", text):
+        return int(text)
+    if found := re.fullmatch(r"([1-9]\d*)\s*,\s*([1-9]\d*)", text):
+        return int(found[1]), int(found[2])
+    raise argparse.ArgumentTypeError(f"{text!r}; expected whole pixels, such as 224 or 96,128")
 
 
 def _colours(text: str) -> tuple[float, float, float]:

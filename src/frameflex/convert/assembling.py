@@ -86,7 +86,7 @@ def assemble(
     )
     pixels = checkpoint.preprocessing
     notes.append(
-        f"pixels: short side {pixels.short_side} ({pixels.interpolation}), crop {pixels.crop_size}, "
+        f"pixels: {pixels.describe_fit()}, "
         f"{pixels.channel_order.upper()}, mean {_few(pixels.mean)}, std {_few(pixels.std)}; frames: "
         f"{checkpoint.sampling['sampling']}, T {', '.join(map(str, counts))}"
     )

@@ -41,10 +41,10 @@ def as_image_network(network: Network, hints: Hints) -> None:
 def timm_preprocessing(architecture: str) -> Preprocessing:
     """What timm's first set of weights of an architecture expects."""
     config: Any = timm.get_pretrained_cfg(architecture)
-    size = config.input_size[-1]
+    height, width = config.input_size[-2:]
     return Preprocessing(
-        short_side=max(size, math.floor(size / config.crop_pct)),
-        crop_size=size,
+        short_side=max(height, width, math.floor(min(height, width) / config.crop_pct)),
+        crop_size=(height, width),
         mean=tuple(config.mean),
         std=tuple(config.std),
         interpolation="bilinear" if config.interpolation == "bilinear" else "bicubic",

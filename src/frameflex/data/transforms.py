@@ -29,6 +29,7 @@ VIEWS = {"1x1": (1, 1), "2x1": (2, 1), "1x3": (1, 3), "2x3": (2, 3)}
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 GEOMETRIES = ("torchvision", "tsm", "mmaction2")
+FITS = ("crop", "whole", "pad")
 
 _INTERPOLATIONS = {
     "bilinear": InterpolationMode.BILINEAR,
@@ -42,8 +43,10 @@ class Preprocessing:
     """What a model expects of its pixels; travels in the checkpoint.
 
     Attributes:
-        short_side: the video's shorter side after resizing, in pixels; its aspect ratio is kept.
-        crop_size: side of the square that the model sees, in pixels, at most `short_side`.
+        short_side: the video's shorter side after resizing, in pixels; its aspect ratio is kept. For the fit
+            "crop" alone.
+        crop_size: what the model sees, in pixels: the side of a square, or (height, width). With the fit "crop" both
+            at most `short_side`, so that they fit into upright and flat videos.
         mean: per channel R, G, B, on the scale from 0 to 1; ImageNet's by default. A model that expects values from
             0 to 255 has mean 0 and std 1/255.
         std: per channel R, G, B, on the scale from 0 to 1, above 0.
@@ -55,29 +58,40 @@ class Preprocessing:
             three crops from edge to edge. "tsm": crops at multiples of a quarter of the spare side, rounded down,
             as TSM's code has them. "mmaction2": the longer side rounded to the nearest, crops at multiples of half
             the spare side, rounded down.
+        fit: how a frame comes to `crop_size`. "crop": its centre. "whole": all of it, resized whatever its aspect.
+            "pad": all of it, its aspect kept, in the middle of a border of the mean colour.
 
     Raises:
         ValueError: if a value is out of range.
     """
 
     short_side: int = 256
-    crop_size: int = 224
+    crop_size: int | tuple[int, int] = 224
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
     antialias: bool = True
     channel_order: str = "rgb"
     geometry: str = "torchvision"
+    fit: str = "crop"
 
     def __post_init__(self) -> None:
-        for name in ("short_side", "crop_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"preprocessing: {name} is {value!r}; expected whole pixels, 1 or more.")
-        if self.crop_size > self.short_side:
+        if not _is_pixels(self.short_side):
             raise ValueError(
-                f"preprocessing: crop_size {self.crop_size} is larger than short_side {self.short_side}; "
-                f"expected a crop that fits. Set short_side to {self.crop_size} or more."
+                f"preprocessing: short_side is {self.short_side!r}; expected whole pixels, 1 or more."
+            )
+        given: Any = self.crop_size  # a list, as JSON and YAML have it
+        sides = (given, given) if _is_pixels(given) else given
+        if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(map(_is_pixels, sides)):
+            raise ValueError(
+                f"preprocessing: crop_size is {given!r}; expected whole pixels, 1 or more: the side of a square, or "
+                "height and width."
+            )
+        object.__setattr__(self, "crop_size", sides[0] if sides[0] == sides[1] else tuple(sides))
+        if self.fit == "crop" and max(sides) > self.short_side:
+            raise ValueError(
+                f"preprocessing: crop_size {given} is larger than short_side {self.short_side}; "
+                f"expected a crop that fits. Set short_side to {max(sides)} or more, or fit to whole or pad."
             )
         for name in ("mean", "std"):
             value = getattr(self, name)
@@ -101,11 +115,29 @@ class Preprocessing:
             )
         if not isinstance(self.antialias, bool):
             raise ValueError(f"preprocessing: antialias is {self.antialias!r}; expected true or false.")
-        for name, known in (("channel_order", CHANNEL_ORDERS), ("geometry", GEOMETRIES)):
+        for name, known in (
+            ("channel_order", CHANNEL_ORDERS),
+            ("geometry", GEOMETRIES),
+            ("fit", FITS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"preprocessing: {name} is {getattr(self, name)!r}; expected one of {', '.join(known)}."
                 )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """What the model sees, in pixels: `(height, width)`."""
+        return (self.crop_size, self.crop_size) if isinstance(self.crop_size, int) else self.crop_size
+
+    def describe_fit(self) -> str:
+        """Say how a frame comes to its size, such as "short side 256 (bilinear), centre crop 224"."""
+        height, width = self.size
+        if self.fit == "crop":
+            crop = f"{height}" if height == width else f"{height} x {width}"
+            return f"short side {self.short_side} ({self.interpolation}), centre crop {crop}"
+        how = "resized" if self.fit == "whole" else "padded"
+        return f"the whole frame, {how} to {height} x {width} ({self.interpolation})"
 
     def to_dict(self) -> dict[str, Any]:
         """Turn into plain values for JSON."""
@@ -132,25 +164,34 @@ class Preprocessing:
         return cls(**values)
 
 
+def _is_pixels(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 class EvalTransform:
     """Frames of one video into normalised crops, without randomness.
 
-    With one crop the shorter side becomes `short_side` and the centre `crop_size` square is taken
+    With one crop the shorter side becomes `short_side` and the centre `crop_size` is taken
     ("efficient" testing of TSM). With three, squares of the full `short_side` at the start, centre and end
     of the longer side are taken, so that nothing is cut off ("accurate" testing; the crop is `short_side`,
-    not `crop_size`).
+    not `crop_size`). With the fits "whole" and "pad" there is one crop, the whole frame.
 
     Args:
         preprocessing: sizes and normalisation.
         num_crops: 1 or 3.
 
     Raises:
-        ValueError: if `num_crops` is neither.
+        ValueError: if `num_crops` is neither, or 3 where one crop is the whole frame.
     """
 
     def __init__(self, preprocessing: Preprocessing, *, num_crops: int = 1) -> None:
         if num_crops not in (1, 3):
             raise ValueError(f"num_crops is {num_crops}; expected 1 (centre) or 3 (along the longer side).")
+        if num_crops > 1 and preprocessing.fit != "crop":
+            raise ValueError(
+                f"{num_crops} crops of a model that sees the whole frame (fit {preprocessing.fit}); expected 1: "
+                "there is nothing beside it. Ask for the views 1x1, or 2x1 for two looks at other frames."
+            )
         self.preprocessing = preprocessing
         self.num_crops = num_crops
 
@@ -171,7 +212,9 @@ class EvalTransform:
     def crops(self, frames: Tensor) -> Tensor:
         """Resize and crop alone: uint8 `(num_crops, N, 3, h, w)`, for who keeps frames for later; errors as above."""
         _check_frames(frames)
-        side, crop = self.preprocessing.short_side, self.preprocessing.crop_size
+        if self.preprocessing.fit != "crop":
+            return _whole(frames, self.preprocessing)[None]
+        side, crop = self.preprocessing.short_side, self.preprocessing.size
         height, width = frames.shape[-2:]
         longer = max(height, width) * side / min(height, width)
         long_side = max(
@@ -180,13 +223,16 @@ class EvalTransform:
         size = (side, long_side) if height <= width else (long_side, side)
         frames = _resize(frames, size, self.preprocessing)
         if self.num_crops == 1:
-            places = [tuple(_centre(pixels - crop, self.preprocessing.geometry) for pixels in size)]
+            top, left = (
+                _centre(pixels - taken, self.preprocessing.geometry)
+                for pixels, taken in zip(size, crop, strict=True)
+            )
+            places = [(top, left)]
         else:
-            crop = side
+            crop = side, side
             starts = _three_places(long_side - side, self.preprocessing.geometry)
             places = [(0, start) if height <= width else (start, 0) for start in starts]
-        squares = [frames[..., top : top + crop, left : left + crop] for top, left in places]
-        return torch.stack(squares)
+        return torch.stack([frames[..., top : top + crop[0], left : left + crop[1]] for top, left in places])
 
     def normalise(self, crops: Tensor) -> Tensor:
         """Turn what `crops` gives into the clip, float32 `(num_crops, 3, N, h, w)`."""
@@ -212,12 +258,16 @@ class TrainTransform:
     `crop_size`; a horizontal flip for every second clip; colour jitter; RandAugment; normalisation. All
     frames get the same draw, from torch's global generator: seed that to repeat a clip.
 
+    With the fits "whole" and "pad" the crop is a window of 85 to 100 % of the frame's height and of its width, each
+    drawn on its own, so that hardly anything of a movement is cut off.
+
     A flip turns "left to right" into "right to left". Pass `flip_label=exchange_directions(class_names)` so
     that the label turns with it; without it labels stay as they are.
 
     Args:
         preprocessing: sizes and normalisation.
-        multi_scale_crop: crop sides relative to the shorter side, each above 0 and at most 1, largest first.
+        multi_scale_crop: crop sides relative to the shorter side, each above 0 and at most 1, largest first; for a
+            `crop_size` that is no square, its longer side, the other one in proportion. For the fit "crop" alone.
         flip: flip every second clip.
         flip_label: for each class the class of its mirror image, or `NEVER_FLIPPED`.
         color_jitter: strength from 0 (off) to 1 of random brightness, contrast and saturation.
@@ -278,17 +328,20 @@ class TrainTransform:
             label: class index, or -1 when unknown.
 
         Returns:
-            clip: float32 `(3, N, crop_size, crop_size)`.
+            clip: float32 `(3, N, h, w)`, of `crop_size`.
             label: the class that the clip shows now.
 
         Raises:
             ValueError: if frames are not uint8 RGB, or the label has no entry in `flip_label`.
         """
         _check_frames(frames)
-        top, left, height, width = self._draw_crop(*frames.shape[-2:])
+        whole = self.preprocessing.fit != "crop"
+        draw = self._draw_window if whole else self._draw_crop
+        top, left, height, width = draw(*frames.shape[-2:])
         frames = frames[..., top : top + height, left : left + width]
         # Cropping first leaves fewer pixels to resize; resizing uint8 is faster than resizing float.
-        frames = _resize(frames, (self.preprocessing.crop_size,) * 2, self.preprocessing)
+        fit = _whole if whole else _resize_to_crop
+        frames = fit(frames, self.preprocessing)
         if self.flip:
             mirrored = self._mirrored(label)
             # Drawn for every class, so that what is drawn next does not depend on the label.
@@ -309,9 +362,21 @@ class TrainTransform:
         mirrored = self.flip_label[label]
         return None if mirrored == NEVER_FLIPPED else mirrored
 
+    def _draw_window(self, height: int, width: int) -> tuple[int, int, int, int]:
+        window = []
+        for pixels in (height, width):
+            side = max(1, round(pixels * (1 - _CUT_OFF * float(torch.rand(())))))
+            window.append((int(torch.randint(pixels - side + 1, ())), side))
+        (top, rows), (left, columns) = window
+        return top, left, rows, columns
+
     def _draw_crop(self, height: int, width: int) -> tuple[int, int, int, int]:
-        sides = [max(1, int(min(height, width) * scale)) for scale in self.multi_scale_crop]
-        pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+        longest = max(self.preprocessing.size)
+        rows, columns = (
+            [max(1, int(min(height, width) * scale * side / longest)) for scale in self.multi_scale_crop]
+            for side in self.preprocessing.size
+        )
+        pairs = [(h, w) for i, h in enumerate(rows) for j, w in enumerate(columns) if abs(i - j) <= 1]
         crop_height, crop_width = pairs[int(torch.randint(len(pairs), ()))]
         down, right = _CROP_PLACES[int(torch.randint(len(_CROP_PLACES), ()))]
         return (
@@ -324,6 +389,8 @@ class TrainTransform:
 
 # In quarters of the spare height and width: corners, centre, middles of the edges; centres of the quarters.
 _CROP_PLACES = [(y, x) for y in (0, 2, 4) for x in (0, 2, 4)] + [(y, x) for y in (1, 3) for x in (1, 3)]
+
+_CUT_OFF = 0.15  # at most, of a side, from a training clip that is to show the whole frame
 
 NEVER_FLIPPED = -1
 
@@ -429,6 +496,26 @@ def _check_frames(frames: Tensor) -> None:
             f"frames are {frames.dtype} {tuple(frames.shape)}; expected RGB uint8 (N, 3, H, W), "
             "as open_video(...).frames gives them."
         )
+
+
+def _whole(frames: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """All of each frame at the model's size, squeezed ("whole") or with a border ("pad")."""
+    height, width = preprocessing.size
+    if preprocessing.fit == "whole":
+        return _resize(frames, (height, width), preprocessing)
+    scale = min(height / frames.shape[-2], width / frames.shape[-1])
+    rows, columns = (max(1, round(pixels * scale)) for pixels in frames.shape[-2:])
+    frames = _resize(frames, (rows, columns), preprocessing)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    # The mean colour is 0 once it is normalised, as beyond the edges inside the network.
+    colour = (torch.tensor(preprocessing.mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    padded = colour.view(3, 1, 1).expand(3, height, width).repeat(len(frames), 1, 1, 1).to(frames.device)
+    padded[..., top : top + rows, left : left + columns] = frames
+    return padded
+
+
+def _resize_to_crop(frames: Tensor, preprocessing: Preprocessing) -> Tensor:
+    return _resize(frames, preprocessing.size, preprocessing)
 
 
 def _resize(frames: Tensor, size: tuple[int, int], preprocessing: Preprocessing) -> Tensor:

@@ -92,7 +92,7 @@ def benchmark(
     backends: Sequence[str] | None = None,
     frame_counts: Sequence[int] = (8, 16),
     batches: Sequence[int] = (1,),
-    size: int = 224,
+    size: int | tuple[int, int] = 224,
     num_runs: int = 10,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> BenchmarkReport:
@@ -106,7 +106,7 @@ def benchmark(
         backends: of `BACKENDS`; by default all.
         frame_counts: T's.
         batches: clips at once.
-        size: height and width in pixels.
+        size: pixels ``(height, width)``, or the side of a square.
         num_runs: pairs for each, at least 2, after one that warms up.
         on_progress: called with (settings done, settings in all).
 
@@ -119,14 +119,15 @@ def benchmark(
             raise ValueError(f"back end {name!r} is unknown; expected some of {', '.join(BACKENDS)}")
     if num_runs < 2:
         raise ValueError(f"num_runs is {num_runs}; expected at least 2")
-    if min([*frame_counts, *batches, size]) < 1:
+    height, width = (size, size) if isinstance(size, int) else size
+    if min([*frame_counts, *batches, height, width]) < 1:
         raise ValueError("frame counts, batches and size must be at least 1")
     report = BenchmarkReport(hardware=hardware())
     plain = without_shift(model)
     settings = [(name, count, batch) for name in names for count in frame_counts for batch in batches]
     for done, (name, num_frames, batch) in enumerate(settings, start=1):
         if name not in report.unavailable:
-            clip = torch.randn(batch, 3, num_frames, size, size)
+            clip = torch.randn(batch, 3, num_frames, height, width)
             try:
                 runs = [BACKENDS[name](network, clip) for network in (model, plain)]
                 report.timings.append(_timing(name, clip, runs, num_runs))
@@ -277,12 +278,12 @@ def _exported(format: str, *, int8: bool = False) -> Callable[[TSM, Tensor], Run
                 raise Unavailable(f"{package} is not installed: pip install 'frameflex[export]'")
         from frameflex.export import export, load_exported
 
-        size, num_frames = clip.shape[-1], clip.shape[2]
+        num_frames, height, width = clip.shape[2:]
         classes = [str(i) for i in range(model.config["num_classes"])]
-        preprocessing = Preprocessing(short_side=size, crop_size=size)
+        preprocessing = Preprocessing(crop_size=(height, width), fit="whole")
         checkpoint = Checkpoint(model, classes, preprocessing, (num_frames,))
         with tempfile.TemporaryDirectory() as folder:
-            videos = _noise_videos(Path(folder) / "videos", num_frames, size) if int8 else None
+            videos = _noise_videos(Path(folder) / "videos", num_frames, (height, width)) if int8 else None
             path = Path(folder) / "graph"
             export(
                 checkpoint,
@@ -300,7 +301,7 @@ def _exported(format: str, *, int8: bool = False) -> Callable[[TSM, Tensor], Run
     return prepare
 
 
-def _noise_videos(folder: Path, num_frames: int, size: int) -> Any:
+def _noise_videos(folder: Path, num_frames: int, size: tuple[int, int]) -> Any:
     """Two short videos of noise, to calibrate an int8 graph whose answers nobody asks for."""
     import av
 
@@ -313,7 +314,7 @@ def _noise_videos(folder: Path, num_frames: int, size: int) -> Any:
         path = folder / f"{i}.mp4"
         with av.open(str(path), "w") as container:
             stream = container.add_stream("mpeg4", rate=12)
-            stream.height = stream.width = size + size % 2
+            stream.height, stream.width = (pixels + pixels % 2 for pixels in size)
             stream.pix_fmt = "yuv420p"
             for _ in range(num_frames):
                 pixels = rng.integers(0, 256, (stream.height, stream.width, 3), dtype=np.uint8)

@@ -62,11 +62,14 @@ class Clip:
         sampling: "segments" (one frame of each of T equal parts) or "dense" (T frames, equally far apart, of a
             `window` of the video).
         window: frames that a dense clip spans, at any T.
-        short_side: pixels of the shorter side after resizing, for evaluation.
-        crop_size: pixels of the square that the network sees.
+        short_side: pixels of the shorter side after resizing, for evaluation with the fit "crop".
+        crop_size: pixels that the network sees: the side of a square, or [height, width].
+        fit: how a frame comes to `crop_size`: "crop" takes its centre (in training a random part); "whole" resizes
+            all of it, whatever its aspect; "pad" keeps the aspect and adds a border. With the last two a training
+            clip shows 85 to 100 % of each side.
         mean: of R, G, B on the scale 0 to 1; by default what the backbone's ImageNet weights expect.
         std: likewise.
-        multi_scale_crop: sides of training crops, relative to the shorter side of the video.
+        multi_scale_crop: sides of training crops, relative to the shorter side of the video; with the fit "crop".
         flip: mirror every second training clip, and exchange left and right in its label. Labels whose
             mirrored name is not among the classes are never mirrored.
         color_jitter: strength from 0 to 1.
@@ -77,7 +80,8 @@ class Clip:
     sampling: Literal["segments", "dense"] = "segments"
     window: int = 64
     short_side: int = 256
-    crop_size: int = 224
+    crop_size: int | tuple[int, int] = 224
+    fit: Literal["crop", "whole", "pad"] = "crop"
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     multi_scale_crop: tuple[float, ...] = (1, 0.875, 0.75, 0.66)

@@ -55,7 +55,7 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
     return Recipe(**values), bool(parsed.resume)
 
 
-_LISTS = ("clip.frame_counts", "clip.multi_scale_crop", "training.milestones")
+_LISTS = ("clip.frame_counts", "clip.crop_size", "clip.multi_scale_crop", "training.milestones")
 
 
 def _with_lists(arguments: Sequence[str]) -> list[str]:
@@ -68,7 +68,8 @@ def _with_lists(arguments: Sequence[str]) -> list[str]:
         elif not (equals and key.removeprefix("--") in _LISTS):
             words.append(argument)
             continue
-        if re.fullmatch(r"\s*\d+(\.\d+)?(\s*,\s*\d+(\.\d+)?)*\s*", value):
+        square = "," not in value and "crop_size" in (key or words[-1])
+        if re.fullmatch(r"\s*\d+(\.\d+)?(\s*,\s*\d+(\.\d+)?)*\s*", value) and not square:
             value = f"[{value}]"
         words.append(f"{key}{equals}{value}")
     return words

@@ -345,9 +345,9 @@ class Run:
 
     def _take_part(self, counts: Sequence[int]) -> None:
         """Zero gradients of a process whose videos can't be decoded: the others wait for some from each."""
-        size = self.recipe.clip.crop_size
+        height, width = self.preprocessing.size
         device = self.accelerator.device
-        clips = {count: torch.zeros(1, 3, count, size, size, device=device) for count in counts}
+        clips = {count: torch.zeros(1, 3, count, height, width, device=device) for count in counts}
         synced = [module for module in self.model.modules() if isinstance(module, Synced)]
         modules = [m for m in self.objective.modules() if m.training and not isinstance(m, Synced)]
         for module in modules:

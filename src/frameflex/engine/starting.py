@@ -96,6 +96,7 @@ def preprocessing_of(recipe: Recipe, model: TSM) -> Preprocessing:
         known,
         short_side=recipe.clip.short_side,
         crop_size=recipe.clip.crop_size,
+        fit=recipe.clip.fit,
         mean=recipe.clip.mean or known.mean,
         std=recipe.clip.std or known.std,
     )

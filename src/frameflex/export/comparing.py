@@ -28,10 +28,10 @@ def check_model(checkpoint: Checkpoint, counts: Sequence[int | None]) -> None:
     Raises:
         ExportError: if a logit of a random clip is NaN or infinite.
     """
-    size = checkpoint.preprocessing.crop_size
+    size = checkpoint.preprocessing.size
     for count in counts:
         num_frames = count or checkpoint.num_frames
-        pixels = torch.randint(0, 256, (1, num_frames, size, size, 3), dtype=torch.uint8)
+        pixels = torch.randint(0, 256, (1, num_frames, *size, 3), dtype=torch.uint8)
         clip = from_pixels(pixels, checkpoint.preprocessing)
         _numbers(_logits(checkpoint.model, clip), "the model", num_frames)
 
@@ -49,11 +49,11 @@ def compare_logits(
     """
     preprocessing, results = checkpoint.preprocessing, []
     tolerance = HALF_TOLERANCE if half else TOLERANCE
-    size = preprocessing.crop_size
+    size = preprocessing.size
     frames = [count for count in counts if count is not None] or sorted({1, *checkpoint.frame_counts})
     for count in frames:
         for batch in _PARITY_BATCHES:
-            pixels = torch.randint(0, 256, (batch, count, size, size, 3), dtype=torch.uint8)
+            pixels = torch.randint(0, 256, (batch, count, *size, 3), dtype=torch.uint8)
             clip = from_pixels(pixels, preprocessing)
             expected = _numbers(_logits(checkpoint.model, clip), "the model", count)
             got = _numbers(exported(clip), "the graph", count, half=half)

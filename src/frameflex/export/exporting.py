@@ -117,7 +117,7 @@ def export(
                 count,
                 batch=batch,
                 pixels=checkpoint.preprocessing if uint8_input else None,
-                crop_size=checkpoint.preprocessing.crop_size,
+                crop_size=checkpoint.preprocessing.size,
                 cut=format in ("onnx", "openvino"),
                 divide=format in ("onnx", "openvino") and int8_videos is None,
                 quantised=int8_videos is not None,
@@ -239,13 +239,18 @@ def _input(
     """For readers of the manifest without frameflex."""
     clips: Any = "B" if batch == "dynamic" else batch
     frames = counts[0] if len(counts) == 1 and counts[0] is not None else "T"
-    size = preprocessing.crop_size
+    height, width = preprocessing.size
     if uint8_input:
-        return {"name": "clip", "dtype": "uint8", "shape": [clips, frames, size, size, 3], "colours": "rgb"}
+        return {
+            "name": "clip",
+            "dtype": "uint8",
+            "shape": [clips, frames, height, width, 3],
+            "colours": "rgb",
+        }
     return {
         "name": "clip",
         "dtype": "float32",
-        "shape": [clips, 3, frames, size, size],
+        "shape": [clips, 3, frames, height, width],
         "colours": preprocessing.channel_order,
         "values": "(pixel / 255 - mean) / std",
     }

@@ -35,7 +35,7 @@ def export_network(
     *,
     batch: int | str = "dynamic",
     pixels: Preprocessing | None = None,
-    crop_size: int = 224,
+    crop_size: int | tuple[int, int] = 224,
     cut: bool = False,
     divide: bool = False,
     quantised: bool = False,
@@ -47,7 +47,7 @@ def export_network(
         num_frames: the T of the graph; None for a graph that takes any.
         batch: clips at once, or "dynamic".
         pixels: to normalise inside the graph.
-        crop_size: height and width of the example that is traced.
+        crop_size: pixels ``(height, width)`` of the example that is traced, or the side of a square.
         cut: move channels by one padding, negative where it cuts, instead of slicing and concatenating; fastest in
             ONNX Runtime and OpenVINO. A graph for any T doesn't.
         divide: 1 x 1 convolutions behind a shift as the sum of two, of what moves and what stays, in front of which
@@ -83,7 +83,7 @@ class ExportNetwork(nn.Module):
         *,
         batch: int | str,
         pixels: Preprocessing | None,
-        crop_size: int,
+        crop_size: int | tuple[int, int],
         cut: bool,
         divide: bool,
         quantised: bool,
@@ -106,10 +106,11 @@ class ExportNetwork(nn.Module):
                 replace_module(self.backbone, name, _flat(shift, self._borders))
         self.strides = sorted(strides)
         clips = 2 if batch == "dynamic" else int(batch)
+        size = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
         if pixels is None:
-            self.example = torch.randn(clips, 3, counted, crop_size, crop_size)
+            self.example = torch.randn(clips, 3, counted, *size)
         else:
-            self.example = torch.randint(0, 256, (clips, counted, crop_size, crop_size, 3), dtype=torch.uint8)
+            self.example = torch.randint(0, 256, (clips, counted, *size, 3), dtype=torch.uint8)
             scale = 1 / (255 * torch.tensor(pixels.std)).view(1, 3, 1, 1)
             self.register_buffer("scale", scale)
             self.register_buffer(

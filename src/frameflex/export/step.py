@@ -73,7 +73,7 @@ def export_step(
         needed(package, f"exporting the step to {format}")
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint)
-    size = size or checkpoint.preprocessing.crop_size
+    size = size or checkpoint.preprocessing.size
     height, width = (size, size) if isinstance(size, int) else size
     chosen = num_frames or checkpoint.num_frames
     step = CausalStep(checkpoint.model, num_frames=chosen).cpu().float()

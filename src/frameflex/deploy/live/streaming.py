@@ -283,7 +283,7 @@ class StreamingRecognizer:
 
     def init_state(self, batch: int = 1) -> State:
         """The state of ``batch`` streams before their first frame, for `CausalStep`; see there."""
-        return self._causal().init_state(batch, self.checkpoint.preprocessing.crop_size)
+        return self._causal().init_state(batch, self.checkpoint.preprocessing.size)
 
     def _causal(self) -> CausalStep:
         if self.step is None:
