@@ -17,7 +17,7 @@ from frameflex.cli.options import fail, one_line
 
 VERBS = {  # each is a module of this package with run(argv, console) -> exit status
     "demo": "see the whole road on a rendered data set, in minutes, without a download",
-    "train": "train a network as a recipe says",
+    "train": "train a network on a folder of videos, or as a recipe says",
     "evaluate": "accuracy and cost of a checkpoint at every frame count",
     "predict": "recognise what happens in videos",
     "stream": "recognise what happens in live pictures: webcam, file, address, standard input",

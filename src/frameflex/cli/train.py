@@ -1,4 +1,4 @@
-"""``frameflex train``: train as a recipe says."""
+"""``frameflex train``: train on a folder of videos, or as a recipe says."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ def run(argv: list[str], console: Any) -> int:
     from frameflex.console import leave_cores_to_workers, training_progress
     from frameflex.engine.training import train
 
+    # One of several processes of torchrun or accelerate launch: the first one talks.
+    silent = os.environ.get("RANK", "0") != "0"
+    if silent:
+        logging.getLogger("frameflex").setLevel(logging.WARNING)
     recipe, resume = parse_recipe(argv)
     check_place(Path(recipe.output))
     leave_cores_to_workers(recipe.data.num_workers)
-    if (
-        os.environ.get("RANK", "0") != "0"
-    ):  # one of several processes of torchrun or accelerate launch: the first one talks
-        logging.getLogger("frameflex").setLevel(logging.WARNING)
+    if silent:
         train(recipe, resume=resume)
         return 0
     with training_progress(console, recipe.training.epochs) as watcher:

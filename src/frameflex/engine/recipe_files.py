@@ -13,6 +13,9 @@ from typing import Any, NoReturn
 def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
     """``RECIPE.yaml [--key value …] [--resume]`` into a Recipe and whether to resume.
 
+    In the recipe's place there may be a folder or a CSV list of videos, or shards: the recipe is then chosen from
+    them and the machine, or with ``--resume`` is that of the run that goes on.
+
     Raises:
         RecipeError: on an unknown key, with the one that was probably meant, or a value of the wrong kind.
         FileNotFoundError: if there is no such recipe, in the file system or among the bundled ones.
@@ -28,31 +31,69 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
 
     parser = RecipeParser(
         prog="frameflex train",
-        usage="frameflex train RECIPE.yaml [--key value ...] [--resume]",
-        description="Train a network as a recipe says. RECIPE.yaml is a file, or the name of a bundled recipe: "
+        usage="frameflex train {VIDEOS,RECIPE.yaml} [--key value ...] [--resume]",
+        description="Train a network on VIDEOS, a folder with a sub-folder for each class (or CSV, or shards): "
+        "the recipe is chosen from the videos and the machine. Or as a recipe says: RECIPE.yaml is a file, or the "
+        "name of a bundled recipe: "
         f"{', '.join(path.name for path in bundled_recipes())}. Any key of it can be given as an option.",
     )
     parser.add_argument("--recipe", action="config", help="the recipe, where it isn't the first argument")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output, or start it")
+    parser.add_argument(
+        "--any-frame-count",
+        action="store_true",
+        help="with VIDEOS: one network for T frames, half and a quarter of them (method ffn)",
+    )
     parser.add_class_arguments(Recipe)
-    arguments = list(argv)
-    if arguments and not arguments[0].startswith("-"):
+    arguments, given = list(argv), set()
+    automatic = bool(arguments) and "--recipe" not in arguments and _are_videos(arguments[0])
+    if automatic:
+        arguments[0:1] = ["--data.train", arguments[0]]
+    elif arguments and not arguments[0].startswith("-"):
         arguments[0:1] = ["--recipe", arguments[0]]
     for i, argument in enumerate(arguments):
         if argument == "--recipe" and i + 1 < len(arguments):
             path = find_recipe(arguments[i + 1])
             arguments[i + 1] = str(path)
             check_keys(read_yaml(path), str(path))
-        elif argument.startswith("--") and argument not in ("--recipe", "--resume", "--help"):
+        elif argument.startswith("--") and argument not in (
+            "--recipe",
+            "--resume",
+            "--help",
+            "--any-frame-count",
+        ):
             key = argument[2:].split("=")[0].rstrip("+")
             if not key.startswith("print_config"):
                 check_key(key, [*known_keys(), "resume"], "command line")
+                given.add(key)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="jsonargparse")
         parsed = parser.parse_args(_with_lists(arguments))
-        recipe = parser.instantiate(parsed)
-    values = {name: recipe[name] for name in Recipe.__dataclass_fields__}
-    return Recipe(**values), bool(parsed.resume)
+        former = Path(parsed.output) / "recipe.yaml"
+        if automatic and parsed.resume and former.is_file():
+            automatic = False
+            check_keys(read_yaml(former), str(former))
+            parsed = parser.parse_args(_with_lists(["--recipe", str(former), *arguments]))
+        read = parser.instantiate(parsed)
+    recipe = Recipe(**{name: read[name] for name in Recipe.__dataclass_fields__})
+    if automatic:
+        from frameflex.engine.automatic import automatic_recipe
+
+        recipe = automatic_recipe(recipe, given, any_frame_count=parsed.any_frame_count)
+    elif parsed.any_frame_count and not parsed.resume:
+        raise RecipeError(
+            "--any-frame-count goes with a folder of videos; with a recipe give --method ffn and --clip.frame_counts"
+        )
+    return recipe, bool(parsed.resume)
+
+
+def _are_videos(name: str) -> bool:
+    """Whether what stands in the recipe's place is a data set; a bundled recipe's name is the recipe."""
+    from frameflex.data.shards import is_shards
+
+    if name.startswith("-") or name in {path.stem for path in bundled_recipes()}:
+        return False
+    return Path(name).is_dir() or Path(name).suffix.lower() in (".csv", ".tsv") or is_shards(name)
 
 
 _LISTS = ("clip.frame_counts", "clip.crop_size", "clip.multi_scale_crop", "training.milestones")
@@ -103,4 +144,6 @@ def find_recipe(name: str) -> Path:
             return bundled[candidate]
     close = get_close_matches(name, bundled, n=1)
     hint = f"Did you mean {close[0]}?" if close else f"Bundled ones are {', '.join(bundled)}"
-    raise FileNotFoundError(f"recipe {name}: no such file. {hint}")
+    if Path(name).suffix:
+        raise FileNotFoundError(f"recipe {name}: no such file. {hint}")
+    raise FileNotFoundError(f"{name}: there is no such folder of videos and no such recipe. {hint}")

@@ -112,6 +112,11 @@ def _check_labels(training: VideoList, validation: VideoList) -> None:
                 f"{unlabelled} of {len(videos)} {what} videos have no label; expected one for each. Give another "
                 f"split as data.{'train' if what == 'training' else what}, or leave those videos out of the list"
             )
+    check_classes(training)
+
+
+def check_classes(training: VideoList) -> None:
+    """Refuse videos of one class with a RecipeError: there is nothing to tell apart."""
     if len(training.classes) < 2:
         raise RecipeError(
             f"all training videos are of one class, {training.classes[0]!r}; expected at least 2. Is data.train "

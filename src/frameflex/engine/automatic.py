@@ -1,0 +1,183 @@
+"""A recipe for a folder of videos, chosen from the videos and the machine; each choice is said with its reason."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import statistics
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from frameflex.data.datasets import VideoList, load_split, stretch_of
+from frameflex.engine.recipe import Recipe, RecipeError
+from frameflex.engine.task import check_classes
+from frameflex.video.reader import VideoError
+
+logger = logging.getLogger(__name__)
+
+_LOOKED_AT = 64  # videos, evenly over the list: their shapes and lengths hardly differ from the others'
+_MOST_FRAMES = 8
+_PIXELS = 96 * 128  # of a frame; the sides follow the videos' shape
+_SIDE_STEP = 16
+_FEWEST_STEPS, _MOST_STEPS, _STEPS_A_VIDEO = 600, 1500, 8
+_FEWEST_EPOCHS = 5
+_BATCH = 4
+_VALIDATIONS = 20
+
+
+class _Choice(NamedTuple):
+    """Values of dotted keys of a recipe, and why."""
+
+    values: dict[str, Any]
+    reason: str
+
+
+class _Seen(NamedTuple):
+    """Medians over the videos that were looked at."""
+
+    num_frames: int
+    aspect: float  # width over height
+    upright: int
+    flat: int
+
+
+def automatic_recipe(asked: Recipe, given: Collection[str], *, any_frame_count: bool = False) -> Recipe:
+    """The recipe of a run on `data.train` of which nothing else need be known.
+
+    Args:
+        asked: what was given, and defaults; `data.train` says which videos.
+        given: the dotted keys that were given; they win over what is chosen.
+        any_frame_count: one network for T, half and a quarter of it (method ffn).
+
+    Raises:
+        RecipeError: if the videos are of one class, or none of those looked at can be opened.
+        FileNotFoundError: if there is nothing at `data.train`.
+        ValueError: if there are no videos.
+    """
+    data = asked.data
+    videos = load_split(data.train, "train", video_dir=data.video_dir, quarantine=data.quarantine)
+    if not data.nothing:  # which would be the second class
+        check_classes(videos)
+    choices = _choose(asked, given, videos, _look_at(videos), any_frame_count=any_frame_count)
+    groups: dict[str, dict[str, Any]] = {}
+    for choice in choices:
+        taken = {key: value for key, value in choice.values.items() if key not in given}
+        for key, value in taken.items():
+            group, _, name = key.rpartition(".")
+            groups.setdefault(group, {})[name] = value
+        if taken:
+            said = ", ".join(f"{key} {_shown(value)}" for key, value in taken.items())
+            logger.info("chosen: %s: %s", said, choice.reason)
+    top = groups.pop("", {})
+    changed = {group: replace(getattr(asked, group), **values) for group, values in groups.items()}
+    return replace(asked, **top, **changed)
+
+
+def _choose(
+    asked: Recipe, given: Collection[str], videos: VideoList, seen: _Seen, *, any_frame_count: bool
+) -> list[_Choice]:
+    largest = 2 ** int(math.log2(min(seen.num_frames, _MOST_FRAMES)))
+    counts = tuple(sorted({max(1, largest // 4), max(1, largest // 2), largest}))
+    length = f"the videos have {seen.num_frames} frames (median)"
+    if any_frame_count:
+        frames = _Choice(
+            {"method": "ffn", "clip.frame_counts": counts}, f"one network for all of them; {length}"
+        )
+    else:
+        frames = _Choice({"clip.frame_counts": (largest,)}, length)
+    height, width = _size_of(seen.aspect)
+    if seen.upright and seen.flat:
+        shape = f"{seen.upright} upright and {seen.flat} flat videos, none of them cut off"
+    else:
+        shape = f"the videos' shape ({seen.aspect:.2f} : 1), nothing cut off"
+    num_training = len(videos)
+    if not asked.data.validation and "train" not in videos.splits:
+        num_training -= round(asked.data.validation_fraction * num_training)
+    batch = asked.training.batch_size if "training.batch_size" in given else _BATCH
+    batch *= asked.training.accumulate
+    steps = min(max(_STEPS_A_VIDEO * num_training, _FEWEST_STEPS), _MOST_STEPS)
+    steps_an_epoch = max(1, math.ceil(num_training / batch))
+    epochs = max(math.ceil(steps / steps_an_epoch), _FEWEST_EPOCHS)
+    length_of_run = f"about {epochs * steps_an_epoch} steps for {num_training} training videos"
+    epochs = asked.training.epochs if "training.epochs" in given else epochs
+    cores = _num_cores()
+    workers = 0 if cores == 1 else min(8, cores // 2)
+    model = {"model.dropout": 0.0, **({"model.backbone": None} if asked.model.init else {})}
+    return [
+        frames,
+        _Choice({"clip.fit": "whole", "clip.crop_size": (height, width)}, shape),
+        _Choice({"training.batch_size": _BATCH}, "more steps from few videos"),
+        _Choice({"training.epochs": epochs}, length_of_run),
+        _Choice(
+            {
+                "training.optimizer": "adamw",
+                "training.learning_rate": 5e-4,
+                "training.reference_batch_size": None,
+                "training.weight_decay": 0.05,
+                "training.parameter_groups": "plain",
+            },
+            "learns a few classes from few videos where SGD at its published rates hardly begins",
+        ),
+        _Choice({"training.warmup_epochs": round(epochs / 20, 2)}, "a twentieth of the epochs"),
+        _Choice(
+            {"training.validate_every": max(1, epochs // _VALIDATIONS)},
+            f"about {min(epochs, _VALIDATIONS)} validations",
+        ),
+        _Choice(
+            model, "the run is short" + ("; the network is that of model.init" if asked.model.init else "")
+        ),
+        _Choice(
+            {"data.num_workers": workers},
+            f"{cores} core{'s' if cores > 1 else ''}; {max(1, cores - workers)} left to the network",
+        ),
+    ]
+
+
+def _look_at(videos: VideoList) -> _Seen:
+    """Open some of the videos; which ones can't be is for training to say, unless it is all."""
+    number = min(len(videos), _LOOKED_AT)
+    lengths, aspects, reasons = [], [], []
+    for i in range(number):
+        record = videos[i * len(videos) // number]
+        try:
+            with record.open() as reader:
+                first, end = stretch_of(record, reader, reader.num_frames)
+                [frame] = reader.frames([first])
+                lengths.append(end - first)
+                aspects.append(frame.shape[-1] / frame.shape[-2])
+        except (VideoError, OSError) as error:
+            reasons.append(f"{record.name}: {error}")
+    if not lengths:
+        raise RecipeError(
+            f"none of the {number} videos looked at can be decoded; the first is {reasons[0]} "
+            "`frameflex data check` lists what is wrong"
+        )
+    upright = sum(aspect < 1 for aspect in aspects)
+    return _Seen(
+        max(1, int(statistics.median(lengths))),
+        math.exp(statistics.median(map(math.log, aspects))),
+        upright,
+        sum(aspect > 1 for aspect in aspects),
+    )
+
+
+def _size_of(aspect: float) -> tuple[int, int]:
+    """Height and width of about as many pixels as 96 x 128, in steps of 16; a very long side is squeezed."""
+    aspect = min(max(aspect, 0.5), 2.0)
+    height, width = math.sqrt(_PIXELS / aspect), math.sqrt(_PIXELS * aspect)
+    return round(height / _SIDE_STEP) * _SIDE_STEP, round(width / _SIDE_STEP) * _SIDE_STEP
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return "null" if value is None else str(value)
