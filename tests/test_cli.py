@@ -69,7 +69,7 @@ def test_train_evaluate_and_predict_from_the_command_line(tmp_path, capsys):
     results = json.loads(out)
     assert [result["num_frames"] for result in results["results"]] == [1, 2, 3, 8]
     written = {path.name for path in (tmp_path / "results").iterdir()}
-    assert written == {"results.json", "predictions.csv", "accuracy.png", "confusion.png"}
+    assert written == {"report.html", "results.json", "predictions.csv", "accuracy.png", "confusion.png"}
     status, out, _ = run("evaluate", checkpoint, data, "--workers", 0, capsys=capsys)
     assert "top-1 %" in out
     assert re.search(r"│ +\*4 │", out)

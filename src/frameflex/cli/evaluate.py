@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +20,10 @@ from frameflex.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from frameflex.checkpoint import Checkpoint
     from frameflex.data.datasets import VideoList
     from frameflex.engine.evaluation import Evaluation
+    from frameflex.report import Measured
 
 _OF_EACH = (("predictions", "csv"), ("confusion", "png"))  # of --output, one of each checkpoint
 UNTRAINED = ("nearest", "blend")  # named here so that --help needs no torch
@@ -64,7 +67,7 @@ def run(argv: list[str], console: Any) -> int:
     parser.add_argument("--video-dir", help="where the files of a list are (default: beside the list)")
     add_views_option(parser)
     parser.add_argument(
-        "--output", type=Path, help="folder for results.json, predictions.csv and the pictures"
+        "--output", type=Path, help="folder for report.html, results.json, predictions.csv and the pictures"
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
     add_bad_video_options(
@@ -97,7 +100,7 @@ def run(argv: list[str], console: Any) -> int:
     device = chosen_device(args.device)
     if args.output:
         suffixes = [f"-{name.replace('/', '-')}" for name in networks] if args.compare else [""]
-        written = ["results.json", "accuracy.png", "adaptive.png"]
+        written = ["report.html", "results.json", "accuracy.png", "adaptive.png"]
         written += [f"{what[0]}{suffix}.{what[1]}" for what in _OF_EACH for suffix in suffixes]
         check_inputs_stay(
             (args.output / name for name in written), [*args.checkpoints, args.data, args.quarantine]
@@ -205,6 +208,13 @@ def run(argv: list[str], console: Any) -> int:
         if adaptive:
             report.plot_adaptive(adaptive, args.output / "adaptive.png")
             written.append("adaptive.png")
+        paths = dict(zip(networks, args.checkpoints, strict=True))
+        parts = {name: _part_of_report(one, networks[name], paths[name]) for name, one in measured.items()}
+        command = shlex.join(["frameflex", "evaluate", *argv])
+        report.write_report(
+            args.output / "report.html", parts, title=f"{', '.join(measured)} on {args.data}", command=command
+        )
+        written.insert(0, "report.html")
         console.print(f"wrote {', '.join(written)} into {args.output}")
     return 0
 
@@ -216,6 +226,19 @@ def _not_trained_on(videos: VideoList, seen: Mapping[str, Set[str] | None], keep
     if number in (0, len(videos)) or keep:
         return videos
     return videos.subset(i for i, video in enumerate(videos) if video.name not in trained)
+
+
+def _part_of_report(one: Evaluation, checkpoint: Checkpoint, path: Path) -> Measured:
+    from frameflex.report import Measured
+
+    undecodable = checkpoint.metrics.get("training", {}).get("undecodable", {})
+    return Measured(
+        one,
+        checkpoint.preprocessing,
+        **checkpoint.sampling,
+        log=path.with_name("log.jsonl") if path.is_file() else None,
+        training_bad=undecodable,
+    )
 
 
 def _say_what_is_measured(one: Evaluation, number: int, name: str) -> str | None:

@@ -81,6 +81,7 @@ class Evaluation:
         left_out: videos of the data set that were left out before: of a quarantine list, or when shards were made.
         trained_on: names of measured videos that the model was trained on; None where that is not known.
         temperatures: T -> what `logits` are divided by before they become probabilities; 1 where none is given.
+        videos: those that were measured, in the order of `names`; None where nobody kept them.
     """
 
     results: list[CountResult]
@@ -95,6 +96,7 @@ class Evaluation:
     left_out: list[BadVideo] = field(default_factory=list)
     trained_on: list[str] | None = None
     temperatures: dict[int, float] = field(default_factory=dict)
+    videos: VideoList | None = None
 
     def at(self, num_frames: int) -> CountResult:
         """The result at one frame count; KeyError where it was not measured."""
@@ -300,6 +302,7 @@ def evaluate(
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         left_out=list(videos.left_out),
         temperatures=temperatures,
+        videos=videos.subset(index for index, _, _ in kept),
     )
 
 
