@@ -69,7 +69,7 @@ def run(
         method=method,
         clip=replace(recipe.clip, frame_counts=counts),
         model=replace(recipe.model, **model),
-        objective=replace(recipe.objective, **objective),
+        objective=replace(recipe.objective, counts="all", **objective),
         training=replace(recipe.training, epochs=epochs or recipe.training.epochs, validate_every=1000),
         seed=seed,
     )

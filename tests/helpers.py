@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from frameflex.engine.recipe import Clip, Data, Model, Recipe, Training
+from frameflex.engine.recipe import Clip, Data, Model, Objective, Recipe, Training
 
 
 def write_video(path: Path, frames: np.ndarray, *, fps: int = 12) -> Path:
@@ -47,7 +47,7 @@ def bar_folder(root: Path, *, per_class: int = 6) -> Path:
 
 
 def tiny_recipe(
-    data: Path, output: Path, *, method: str = "tsm", counts=(2, 4), seed: int = 0, **training
+    data: Path, output: Path, *, method: str = "tsm", counts=(2, 4), drawn="all", seed: int = 0, **training
 ) -> Recipe:
     """A run of seconds."""
     return Recipe(
@@ -56,6 +56,7 @@ def tiny_recipe(
         method=method,
         clip=Clip(frame_counts=tuple(counts), short_side=32, crop_size=32),
         model=Model(backbone="test_resnet", pretrained=False),
+        objective=Objective(counts=drawn),
         training=Training(**{"epochs": 2, "batch_size": 4, "reference_batch_size": None, **training}),
         seed=seed,
     )

@@ -45,7 +45,7 @@ def test_a_used_folder_is_left_alone(tmp_path):
 def test_the_whole_demo_runs_and_leaves_what_it_says(tmp_path, monkeypatch, capsys, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr(module, "QUICK_VIDEOS", 24)
-    monkeypatch.setattr(module, "QUICK_EPOCHS", 1)
+    monkeypatch.setattr(module, "QUICK_EPOCHS", {"tsm": 1, "ffn": 1})
     results = demo(tmp_path / "demo", quick=True, seed=0, console=Console(stderr=True))
     out = capsys.readouterr().out
     assert list(results) == ["TSM(8)", "FFN(2,4,8)"]

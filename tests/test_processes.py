@@ -83,7 +83,9 @@ def test_two_processes_stopped_and_resumed_equal_one_that_never_was(tmp_path):
             model=Model(
                 backbone="test_convnext", pretrained=False, dropout=0.0
             ),  # no norm looks at the batch
-            objective=Objective(random_counts=True),  # leaves norms of some counts without gradients
+            objective=Objective(
+                counts="all", random_counts=True
+            ),  # leaves norms of some counts without gradients
             training=Training(epochs=2, batch_size=batch_size, learning_rate=0.1, reference_batch_size=None),
         )
 

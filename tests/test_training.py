@@ -20,7 +20,7 @@ from frameflex.engine.loading import EpochBatches, LoaderClock
 from frameflex.engine.memory import saved_for_backward
 from frameflex.engine.objective import FrameFlexibleObjective
 from frameflex.engine.optimization import build_optimizer, learning_rate_factor, parameter_groups
-from frameflex.engine.recipe import RecipeError
+from frameflex.engine.recipe import Data, Objective, Recipe, RecipeError
 from frameflex.engine.run import Run
 from frameflex.engine.run_folder import RunFolder, cut_log
 from frameflex.engine.run_state import restore, state_of
@@ -53,13 +53,18 @@ def weights(path):
     return {name: tensor.clone() for name, tensor in tensors.items()}, checkpoint.training.values
 
 
-@pytest.mark.parametrize(("method", "optimizer"), [("tsm", "sgd"), ("ffn", "adamw")])
+@pytest.mark.parametrize(
+    ("method", "optimizer", "drawn"),
+    [("tsm", "sgd", "all"), ("ffn", "adamw", "all"), ("ffn", "adamw", "drawn")],
+)
 def test_a_run_stopped_at_any_step_and_resumed_equals_the_run_never_stopped(
-    bars, tmp_path, method, optimizer
+    bars, tmp_path, method, optimizer, drawn
 ):
     options = {
         "method": method,
         "optimizer": optimizer,
+        "drawn": drawn,
+        "first_phase": 0.5,  # of two epochs: across the border, too
         "accumulate": 2,
         "batch_size": 2,
         "warmup_epochs": 0.5,
@@ -78,6 +83,45 @@ def test_a_run_stopped_at_any_step_and_resumed_equals_the_run_never_stopped(
         assert all(torch.equal(got[name], expected[name]) for name in expected)
         assert values["step"] == expected_values["step"] == 6
         assert values["best_top1"] == expected_values["best_top1"]
+
+
+def test_each_batch_draws_one_count_and_trains_its_parts_alone(bars, tmp_path, caplog):
+    recipe = tiny_recipe(
+        bars, tmp_path / "run", method="ffn", counts=(2, 3, 4), drawn="drawn", epochs=8, optimizer="adamw"
+    )
+    seen = []
+
+    def count(self, clips, labels, forward=FrameFlexibleObjective.forward):
+        seen.append(tuple(clips))
+        return forward(self, clips, labels)
+
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level("INFO"):
+        patch.setattr(FrameFlexibleObjective, "forward", count)
+        [path] = train(recipe)
+    assert len(seen) == 24
+    assert {len(counts) for counts in seen} == {1}
+    assert {counts[0] for counts in seen} == {2, 3, 4}
+    norms = load_checkpoint(path.with_name("last.safetensors")).model.backbone.bn1.norms
+    assert {count: int(norm.num_batches_tracked) for count, norm in norms.items()} == {
+        str(count): seen.count((count,)) for count in (2, 3, 4)
+    }
+    assert caplog.text.count("kept for the backward pass") == 1
+
+
+def test_counts_are_drawn_from_seed_and_place_alone_and_alike_in_every_process():
+    def counts(rank, seed=0, epoch=0):
+        batches = EpochBatches(
+            40, batch_size=2, seed=seed, frame_counts=(2, 4, 8), draws_counts=True, rank=rank, world=2
+        )
+        batches.epoch = epoch
+        return [batches.counts(i) for i in range(10)], [{key[2] for key in batch} for batch in batches]
+
+    chosen, given = counts(0)
+    assert given == [{drawn} for drawn in chosen]
+    assert counts(1)[0] == chosen
+    assert counts(0, epoch=1)[0] != chosen != counts(0, seed=1)[0]
+    with pytest.raises(RecipeError, match="goes with objective.counts all"):
+        Recipe(Data("x"), method="ffn", objective=Objective(random_counts=True))
 
 
 def test_the_other_counts_join_with_the_parts_of_the_largest(bars, tmp_path, caplog):
@@ -110,7 +154,7 @@ def test_the_other_counts_join_with_the_parts_of_the_largest(bars, tmp_path, cap
 
 
 def test_a_checkpoint_to_start_from_skips_the_first_phase_and_a_zero_is_the_published_method(bars, tmp_path):
-    recipe = tiny_recipe(bars, tmp_path / "run", method="ffn", epochs=4)
+    recipe = tiny_recipe(bars, tmp_path / "run", method="ffn", epochs=4, first_phase=0.5)
     assert (recipe.first_phase_epochs, recipe.students_learn_labels) == (2, True)
     recipe.model.init = "some.safetensors"
     assert (recipe.first_phase_epochs, recipe.students_learn_labels) == (0, True)

@@ -37,6 +37,7 @@ class EpochBatches:
         batch_size: for each process.
         seed: of the run.
         frame_counts: the T's of every clip.
+        draws_counts: each batch is seen at one of the counts, drawn for it.
         first_phase_epochs: epochs with clips of the largest count alone, at the start.
         random_counts: each batch draws the counts below the largest from the range that they span.
         weights: ``(num_videos,)``; an epoch draws as many videos as there are, each as often as its weight says.
@@ -52,6 +53,7 @@ class EpochBatches:
         batch_size: int,
         seed: int,
         frame_counts: Sequence[int],
+        draws_counts: bool = False,
         first_phase_epochs: int = 0,
         random_counts: bool = False,
         weights: Tensor | None = None,
@@ -62,7 +64,7 @@ class EpochBatches:
             raise RecipeError(f"{num_videos} training videos are too few for {world} processes")
         self.num_videos, self.batch_size, self.seed = num_videos, batch_size, seed
         self.frame_counts, self.random_counts = tuple(sorted(frame_counts)), random_counts
-        self.first_phase_epochs = first_phase_epochs
+        self.draws_counts, self.first_phase_epochs = draws_counts, first_phase_epochs
         self.weights = weights
         self.rank, self.world = rank, world
         self.epoch, self.first_batch = 0, 0
@@ -105,12 +107,13 @@ class EpochBatches:
         """The T's of a batch of this epoch, ascending; the same in every process."""
         if self.epoch < self.first_phase_epochs:
             return self.frame_counts[-1:]
-        if not self.random_counts or len(self.frame_counts) == 1:
+        if not (self.random_counts or self.draws_counts) or len(self.frame_counts) == 1:
             return self.frame_counts
+        # The same in every process.
+        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch, batch))
+        if self.draws_counts:
+            return (self.frame_counts[int(torch.randint(len(self.frame_counts), (), generator=generator))],)
         smallest, largest = self.frame_counts[0], self.frame_counts[-1]
-        generator = torch.Generator().manual_seed(
-            mix(self.seed, self.epoch, batch)
-        )  # the same in every process
         drawn = (
             smallest + torch.randperm(largest - smallest, generator=generator)[: len(self.frame_counts) - 1]
         )

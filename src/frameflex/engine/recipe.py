@@ -131,8 +131,11 @@ class Objective:
         student_cross_entropy: method ffn: cross-entropy at the smaller counts too; null for true where
             `training.first_phase` is above 0. The published loss has none.
         reverse_kl: method ffn: KL(student ‖ prediction at the largest count) instead.
-        random_counts: method ffn: each step draws the smaller counts from the whole range between the smallest
-            and the largest instead of the fixed list; parts of the nearest count serve them.
+        counts: method ffn: "drawn": each batch draws one of the frame counts and learns the labels, so that the same
+            number of frames makes many more steps. "all": each batch is seen at all of them, and the largest teaches
+            the others (the published method).
+        random_counts: method ffn with `counts: all`: each step draws the smaller counts from the whole range between
+            the smallest and the largest instead of the fixed list; parts of the nearest count serve them.
         class_balance: against rare classes: "sampling" draws videos so that each class is seen as often as any
             other, "loss" weighs each class by how rare it is.
     """
@@ -142,6 +145,7 @@ class Objective:
     temperature: float = 1.0
     student_cross_entropy: bool | None = None
     reverse_kl: bool = False
+    counts: Literal["drawn", "all"] = "drawn"
     random_counts: bool = False
     class_balance: Literal["none", "sampling", "loss"] = "none"
 
@@ -153,9 +157,9 @@ class Training:
     Attributes:
         epochs: passes over the training videos.
         first_phase: method ffn: share of the epochs in which the network is trained at the largest count alone, as a
-            plain TSM; the other counts then start from its norms and scales, and all are trained together. From
-            scratch the smaller counts copy a teacher that knows nothing yet. Skipped where `model.init` is given; 0
-            is the published method.
+            plain TSM; the other counts then start from its norms and scales, and all are trained. With
+            `objective.counts: all` and from scratch the smaller counts else copy a teacher that knows nothing yet.
+            Skipped where `model.init` is given.
         batch_size: videos a step in each process, before accumulation.
         accumulate: batches a step of the optimizer.
         optimizer: "sgd" or "adamw".
@@ -187,7 +191,7 @@ class Training:
     """
 
     epochs: int = 50
-    first_phase: float = 0.5
+    first_phase: float = 0.0
     batch_size: int = 8
     accumulate: int = 1
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -286,6 +290,11 @@ class Recipe:
             )
         if self.training.compile:
             self._check_compile()
+        if self.objective.random_counts and self.draws_counts:
+            raise RecipeError(
+                "objective.random_counts draws the smaller counts of a step that sees all; it goes with "
+                "objective.counts all"
+            )
         if self.objective.temperature <= 0 or self.objective.kl_weight < 0:
             raise RecipeError("objective.temperature must be above 0 and objective.kl_weight at least 0")
 
@@ -307,6 +316,18 @@ class Recipe:
         """The T's that the network sees in training, ascending."""
         counts = tuple(sorted(self.clip.frame_counts))
         return counts if self.method == "ffn" else counts[-1:]
+
+    @property
+    def frames_a_video(self) -> int:
+        """Frames of each training video that go forward and backward over the whole run: its compute."""
+        counts, alone = self.trained_counts, self.first_phase_epochs
+        together = sum(counts) / (len(counts) if self.draws_counts else 1)
+        return round(alone * counts[-1] + (self.training.epochs - alone) * together)
+
+    @property
+    def draws_counts(self) -> bool:
+        """Whether each batch is seen at one frame count, drawn for it."""
+        return self.method == "ffn" and self.objective.counts == "drawn"
 
     @property
     def first_phase_epochs(self) -> int:

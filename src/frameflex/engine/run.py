@@ -86,6 +86,7 @@ class Run:
             batch_size=training.batch_size,
             seed=recipe.seed,
             frame_counts=recipe.trained_counts,
+            draws_counts=recipe.draws_counts,
             first_phase_epochs=recipe.first_phase_epochs,
             random_counts=recipe.objective.random_counts,
             weights=video_weights(targets) if recipe.objective.class_balance == "sampling" else None,
@@ -148,9 +149,11 @@ class Run:
             torch.manual_seed(mix(self.recipe.seed, step, self.accelerator.process_index))
             kept = self._unwrapped().kept_bytes = None if self.memory_told else {}
             loss, seen, right = self._step(batches, step, min(accumulate, left))
-            if kept:
+            if kept and (
+                max(kept) == self.recipe.trained_counts[-1]
+            ):  # what needs most, where counts are drawn
                 _log_kept(kept, training.batch_size)
-            self.memory_told = True
+                self.memory_told = True
             if self.average:
                 self.average.update(self.model, step)
             step += 1
@@ -211,11 +214,12 @@ class Run:
             self.values["best_top1"] = top1
         return measured, improved
 
-    def _frames(self, start: int, end: int) -> int:
+    def _frames(self, start: int, end: int) -> float:
         """Frames that one video stands for from a step to another: what the time goes with."""
         counts, border = self.recipe.trained_counts, self.recipe.first_phase_epochs * self.steps_per_epoch
         alone = max(min(end, border) - start, 0)
-        return alone * counts[-1] + (end - start - alone) * sum(counts)
+        together = sum(counts) / (len(counts) if self.recipe.draws_counts else 1)
+        return alone * counts[-1] + (end - start - alone) * together
 
     def _in_first_phase(self) -> bool:
         return self.values["step"] <= self.recipe.first_phase_epochs * self.steps_per_epoch

@@ -209,7 +209,7 @@ def _find_former(folder: RunFolder, accelerator: Accelerator) -> Checkpoint | No
 
 def _make_accelerator(recipe: Recipe) -> Accelerator:
     AcceleratorState._reset_state()  # a former run in this process may have had another precision
-    some_unused = recipe.objective.random_counts or recipe.first_phase_epochs > 0
+    some_unused = recipe.objective.random_counts or recipe.draws_counts or recipe.first_phase_epochs > 0
     return Accelerator(
         mixed_precision=recipe.training.precision,
         # Unless told so, accelerate takes each of several processes without a GPU for a run of its own.
