@@ -183,6 +183,7 @@ def test_training_leaves_the_page_in_the_run_s_folder(tmp_path, method):
         assert text.count("<svg") == 3
         assert "after epoch 1, the best of this run" in text
         assert "It is not known" not in text  # the checkpoint remembers its videos
+        assert "videos were trained on" not in text
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from frameflex.cli.options import (
 if TYPE_CHECKING:
     from frameflex.checkpoint import Checkpoint
     from frameflex.data.datasets import VideoList
+    from frameflex.engine.baseline import Baseline
     from frameflex.engine.evaluation import Evaluation
     from frameflex.report import Measured
 
@@ -56,6 +57,11 @@ def run(argv: list[str], console: Any) -> int:
         help="find which of --frames to look at first, and when to look at more",
     )
     parser.add_argument(
+        "--baseline",
+        action="store_true",
+        help="beside it, logistic regression on frozen features of the images that the network started from",
+    )
+    parser.add_argument(
         "--max-drop", type=float, default=0.5, help="points that --adaptive may lose (default: 0.5)"
     )
     parser.add_argument("--split", help="of data that has splits (default: validation)")
@@ -86,6 +92,7 @@ def run(argv: list[str], console: Any) -> int:
     from frameflex.data.label_sets import split_label_sets
     from frameflex.deploy.recognizer import chosen_device
     from frameflex.engine.adaptive import adaptive_report
+    from frameflex.engine.baseline import measure_baseline
     from frameflex.engine.evaluation import evaluate, load_networks
     from frameflex.models.frame_flexible import serve_untrained
 
@@ -167,6 +174,20 @@ def run(argv: list[str], console: Any) -> int:
             raise ValueError("--adaptive is for checkpoints with one label a video; leave it out")
         for name, one in measured.items():
             adaptive[name] = adaptive_report(one, list(one.logits), max_drop=args.max_drop / 100)
+    baselines = {}
+    if args.baseline:
+        for name, one in measured.items():
+            with progress(console, "baseline") as on_progress:
+                baselines[name] = measure_baseline(
+                    networks[name],
+                    one.videos or measurable[name],
+                    num_frames=max(one.logits),
+                    device=device,
+                    batch_size=args.batch_size,
+                    num_workers=args.workers,
+                    on_bad_video=args.on_bad_video,
+                    on_progress=on_progress,
+                )
     results = [
         {
             "checkpoint": str(path),
@@ -174,6 +195,7 @@ def run(argv: list[str], console: Any) -> int:
             **one.to_dict(),
             **({"published": found} if (found := networks[name].metrics.get("published")) else {}),
             **({"adaptive": asdict(adaptive[name])} if adaptive else {}),
+            **({"baseline": asdict(baselines[name])} if baselines else {}),
         }
         for (name, one), path in zip(measured.items(), args.checkpoints, strict=True)
     ]
@@ -194,6 +216,8 @@ def run(argv: list[str], console: Any) -> int:
         said = _say_what_is_measured(one, len(listed[name]) - len(measurable[name]), name)
         if said:
             console.print(said)
+        if name in baselines:
+            console.print(f"{name}: {baseline_sentence(one, baselines[name])}", markup=False, soft_wrap=True)
         for bad in (*one.bad, *one.left_out):
             console.print(f"left out: {bad.name}: {bad.reason}")
     if args.output:
@@ -209,7 +233,13 @@ def run(argv: list[str], console: Any) -> int:
             report.plot_adaptive(adaptive, args.output / "adaptive.png")
             written.append("adaptive.png")
         paths = dict(zip(networks, args.checkpoints, strict=True))
-        parts = {name: _part_of_report(one, networks[name], paths[name]) for name, one in measured.items()}
+        parts = {
+            name: replace(
+                _part_of_report(one, networks[name], paths[name]),
+                note=baseline_sentence(one, baselines[name]) if name in baselines else "",
+            )
+            for name, one in measured.items()
+        }
         command = shlex.join(["frameflex", "evaluate", *argv])
         report.write_report(
             args.output / "report.html", parts, title=f"{', '.join(measured)} on {args.data}", command=command
@@ -226,6 +256,18 @@ def _not_trained_on(videos: VideoList, seen: Mapping[str, Set[str] | None], keep
     if number in (0, len(videos)) or keep:
         return videos
     return videos.subset(i for i, video in enumerate(videos) if video.name not in trained)
+
+
+def baseline_sentence(one: Evaluation, baseline: Baseline) -> str:
+    """The network beside the baseline, and whether it is the better one."""
+    top1 = one.at(baseline.num_frames).top1
+    best = max(baseline.mean, baseline.mean_and_deviation)
+    verdict = "" if top1 > best else ". THE NETWORK IS NOT BETTER than frozen features of single images"
+    return (
+        f"at {baseline.num_frames} frames top-1 {top1:.1%}; logistic regression on frozen features of "
+        f"{baseline.num_training} training videos: {baseline.mean:.1%} with their mean, "
+        f"{baseline.mean_and_deviation:.1%} with mean and deviation over the frames{verdict}"
+    )
 
 
 def _part_of_report(one: Evaluation, checkpoint: Checkpoint, path: Path) -> Measured:

@@ -1,0 +1,182 @@
+"""What a network has to beat: logistic regression on frozen features of the images that it started from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from frameflex.checkpoint import Checkpoint
+from frameflex.data.datasets import BadVideos, ClipDataset, VideoList
+from frameflex.data.loading import read_batches
+from frameflex.data.transforms import EvalTransform
+from frameflex.engine.recipe import Recipe
+from frameflex.engine.recipe_files import parse_recipe
+from frameflex.engine.starting import build_model
+from frameflex.engine.task import find_videos
+from frameflex.models import TSM
+
+_PENALTY = 1e-3  # of squared weights of standardised features; never tuned on what is measured
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Top-1, 0 to 1, of regression on each video's features over its frames.
+
+    Attributes:
+        num_frames: T.
+        mean: with the mean of the features, which doesn't know the order of the frames nor how they differ.
+        mean_and_deviation: with their standard deviation beside it.
+        num_training: videos that it was fitted to.
+    """
+
+    num_frames: int
+    mean: float
+    mean_and_deviation: float
+    num_training: int
+
+
+def measure_baseline(
+    checkpoint: Checkpoint,
+    measured: VideoList,
+    *,
+    num_frames: int,
+    device: torch.device,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    on_bad_video: Literal["error", "skip"] = "error",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Baseline:
+    """Fit to the training videos of a checkpoint's run, and measure on the very videos that it was measured on.
+
+    Raises:
+        ValueError: if the checkpoint doesn't say how it was trained, started from random weights, or its training
+            videos are no longer those of its run.
+    """
+    if not checkpoint.recipe or checkpoint.multi_label:
+        raise ValueError(
+            "--baseline needs a checkpoint that frameflex train made, with one label a video; leave it out"
+        )
+    recipe = _recipe_of(checkpoint)
+    if not recipe.model.init and not recipe.model.pretrained:
+        raise ValueError(
+            "--baseline: the checkpoint's run started from random weights, whose features say nothing; leave it out"
+        )
+    training, _ = find_videos(recipe)
+    # By file and stretch: the same name may stand in both splits.
+    held_out = {(str(video.path), video.start_seconds, video.end_seconds) for video in measured}
+    training = training.subset(
+        i
+        for i, video in enumerate(training)
+        if (str(video.path), video.start_seconds, video.end_seconds) not in held_out
+    )
+    if not training or (
+        checkpoint.videos
+        and checkpoint.videos.training.keys
+        and len(checkpoint.videos.trained_on(training)) < len(training)
+    ):
+        raise ValueError(
+            f"--baseline: {recipe.data.train} doesn't hold the videos that the checkpoint was trained on apart from "
+            "those that are measured; run it where they are, without --include-trained"
+        )
+    start = (
+        recipe
+        if recipe.model.init
+        else replace(recipe, method="tsm", model=replace(recipe.model, shift="none"))
+    )
+    model = build_model(start, checkpoint.class_names).eval().to(device)
+    model.head = nn.Identity()  # type: ignore[assignment]  # logits are features now
+    total, done = len(training) + len(measured), 0
+
+    def on_video(number: int) -> None:
+        nonlocal done
+        done += number
+        if on_progress:
+            on_progress(done, total)
+
+    how = (checkpoint, num_frames, device, batch_size, num_workers, on_bad_video, on_video)
+    known, labels = _features(model, training, *how)
+    asked, truth = _features(model, measured, *how)
+    half = known.shape[1] // 2
+    scores = []
+    for end in (half, 2 * half):
+        logits = fit_logistic(known[:, :end], labels, len(checkpoint.class_names))(asked[:, :end])
+        scores.append(float((logits.argmax(1) == truth).double().mean()))
+    return Baseline(num_frames, scores[0], scores[1], len(labels))
+
+
+def _recipe_of(checkpoint: Checkpoint) -> Recipe:
+    """Read as a file would be, so that a checkpoint's is checked as one."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.yaml"
+        path.write_text(yaml.safe_dump(checkpoint.recipe, allow_unicode=True), encoding="utf-8")
+        return parse_recipe([str(path)])[0]
+
+
+def fit_logistic(features: Tensor, labels: Tensor, num_classes: int) -> Callable[[Tensor], Tensor]:
+    """Multinomial logistic regression of standardised features; returns what gives the logits of others.
+
+    Args:
+        features: ``(N, F)``.
+        labels: ``(N,)``.
+        num_classes: K.
+    """
+    mean, deviation = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
+    inputs = ((features - mean) / deviation).double()
+    weight = torch.zeros(num_classes, inputs.shape[1], dtype=torch.double, requires_grad=True)
+    bias = torch.zeros(num_classes, dtype=torch.double, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Any:
+        optimizer.zero_grad()
+        value = (
+            nn.functional.cross_entropy(inputs @ weight.T + bias, labels) + _PENALTY * weight.square().sum()
+        )
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    fitted, offset = weight.detach(), bias.detach()
+    return lambda others: ((others - mean) / deviation).double() @ fitted.T + offset
+
+
+@torch.no_grad()
+def _features(
+    model: TSM,
+    videos: VideoList,
+    checkpoint: Checkpoint,
+    num_frames: int,
+    device: torch.device,
+    batch_size: int,
+    num_workers: int,
+    on_bad_video: Literal["error", "skip"],
+    on_video: Callable[[int], None],
+) -> tuple[Tensor, Tensor]:
+    """Mean and deviation over the frames side by side, ``(N, 2 F)``, and labels, of the videos in their order."""
+    dataset = ClipDataset(
+        videos,
+        frame_counts=[num_frames],
+        transform=EvalTransform(checkpoint.preprocessing),
+        training=False,
+        **checkpoint.sampling,
+        on_bad_video="skip",
+    )
+    policy = BadVideos(len(dataset), on_bad_video)
+    rows, labels = [], []
+    with read_batches(dataset, batch_size=batch_size, num_workers=num_workers) as batches:
+        for batch in batches:
+            policy.add(batch.bad)
+            if len(batch.labels):
+                frames = model.forward_frames(batch.clips[num_frames][:, 0].to(device)).float()  # (B, T, F)
+                rows.append(torch.cat([frames.mean(1), frames.std(1, correction=0)], 1).cpu())
+                labels.append(batch.labels)
+            on_video(len(batch.labels) + len(batch.bad))
+    if not rows:
+        raise ValueError(f"--baseline: none of {len(videos)} videos could be decoded")
+    return torch.cat(rows), torch.cat(labels)
