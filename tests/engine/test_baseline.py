@@ -39,6 +39,11 @@ def test_evaluate_prints_the_baseline_beside_and_refuses_features_of_random_weig
     assert ("NOT BETTER" in err) == (found["results"][-1]["top1"] <= best)
     assert "logistic regression" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
+    (tmp_path / "link").symlink_to(data)  # the same videos by another path are not fitted to and measured on
+    again = ["evaluate", str(path), str(tmp_path / "link" / "train"), *arguments[3:]]
+    assert main([*again, "--include-trained"]) == 1
+    assert "among those that were trained on" in capsys.readouterr().err
+
     [path] = train(tiny_recipe(data, tmp_path / "random", epochs=1))
     assert main(["evaluate", str(path), *arguments[2:]]) == 1
     assert "random weights" in capsys.readouterr().err

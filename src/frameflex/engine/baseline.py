@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 from torch import Tensor, nn
 
 from frameflex.checkpoint import Checkpoint
-from frameflex.data.datasets import BadVideos, ClipDataset, VideoList
+from frameflex.data.datasets import BadVideos, ClipDataset, VideoList, VideoRecord
 from frameflex.data.loading import read_batches
 from frameflex.data.transforms import EvalTransform
 from frameflex.engine.recipe import Recipe
@@ -69,13 +70,14 @@ def measure_baseline(
             "--baseline: the checkpoint's run started from random weights, whose features say nothing; leave it out"
         )
     training, _ = find_videos(recipe)
+    if checkpoint.videos and checkpoint.videos.trained_on(measured):
+        raise ValueError(
+            "--baseline: measured videos are among those that were trained on, which both would remember; measure "
+            "others"
+        )
     # By file and stretch: the same name may stand in both splits.
-    held_out = {(str(video.path), video.start_seconds, video.end_seconds) for video in measured}
-    training = training.subset(
-        i
-        for i, video in enumerate(training)
-        if (str(video.path), video.start_seconds, video.end_seconds) not in held_out
-    )
+    held_out = {_stretch(video) for video in measured}
+    training = training.subset(i for i, video in enumerate(training) if _stretch(video) not in held_out)
     if not training or (
         checkpoint.videos
         and checkpoint.videos.training.keys
@@ -109,6 +111,10 @@ def measure_baseline(
         logits = fit_logistic(known[:, :end], labels, len(checkpoint.class_names))(asked[:, :end])
         scores.append(float((logits.argmax(1) == truth).double().mean()))
     return Baseline(num_frames, scores[0], scores[1], len(labels))
+
+
+def _stretch(video: VideoRecord) -> tuple[str, float | None, float | None]:
+    return os.path.realpath(str(video.path)), video.start_seconds, video.end_seconds
 
 
 def _recipe_of(checkpoint: Checkpoint) -> Recipe:
