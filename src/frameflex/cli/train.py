@@ -29,6 +29,7 @@ def run(argv: list[str], console: Any) -> int:
     leave_cores_to_workers(recipe.data.num_workers)
     if silent:
         train(recipe, resume=resume)
+        _leave_processes()
         return 0
     # By trained counts: the method "separate" trains a network at each.
     measured: dict[tuple[int, ...], tuple[Evaluation, int, bool]] = {}
@@ -42,6 +43,7 @@ def run(argv: list[str], console: Any) -> int:
                 watcher.on_validation(epoch, evaluation, best)
 
         paths = train(recipe, resume=resume, watcher=replace(watcher, on_validation=on_validation))
+    _leave_processes()
     for path in paths:
         print(path)  # noqa: T201
     command = shlex.join(["frameflex", "train", *argv])
@@ -49,6 +51,14 @@ def run(argv: list[str], console: Any) -> int:
         folder = Path(recipe.output, *([f"{counts[0]}f"] if recipe.method == "separate" else []))
         _write_report(folder, evaluation, epoch, best, command)
     return 0
+
+
+def _leave_processes() -> None:
+    """End the talk between processes in order, together: one that just exits can be killed by its own threads."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _write_report(folder: Path, evaluation: Evaluation, epoch: int, best: bool, command: str) -> None:

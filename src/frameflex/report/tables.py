@@ -32,7 +32,7 @@ def accuracy_table(evaluations: Mapping[str, Evaluation]) -> Table:
         title += f"; {remembered} of them were trained on"
     table = Table(title=title, title_justify="left")
     if several:
-        table.add_column("model")
+        table.add_column("model", min_width=12)  # numbers never squeeze the name away
     several_labels = any(
         r.mean_average_precision is not None for e in evaluations.values() for r in e.results
     )
