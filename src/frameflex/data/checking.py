@@ -35,12 +35,15 @@ KINDS = {
     "missing": "is listed and not there",
     "mislabelled": "has a label that is none, or that contradicts another copy of it",
     "wrong-extension": "is another kind of container than its name says",
+    "mirrored": "is shown mirrored, because its file says so: phones' front cameras write that",
+    "non-square": "has pixels that are not square: it is given as stored, players show it in another shape",
     "unlisted": "is there and in no list",
     "duplicate": "has the same content as another video of its split",
     "leak": "has the same content as a video of another split",
 }
 
 _FORMAT = {"format": "frameflex check", "version": 1}
+_SQUARE_ENOUGH = 0.02  # scaling to even sizes leaves pixels that are a percent off, in most of some data sets
 _CONTAINERS = {  # FFmpeg's names; FFmpeg looks at the content, other programs go by the name
     "mov": (".mp4", ".mov", ".m4v", ".3gp"),
     "matroska": (".mkv", ".webm"),
@@ -248,7 +251,8 @@ def _inspect(task: _Task) -> dict[str, Any]:
             with task.records[0].open() as reader:
                 for _ in reader:
                     pass
-                facts |= {"num_frames": reader.num_frames}
+                facts |= {"num_frames": reader.num_frames, "mirrored": reader.orientation.is_mirrored}
+                facts["shape"] = [reader.width, reader.height, reader.pixel_aspect]
                 facts["stretch_frames"] = [_stretch_frames(record, reader) for record in task.records]
         except NoFrames as error:
             return {**facts, "kind": "empty", "reason": reason_of(error, place)}
@@ -414,6 +418,12 @@ def _judge(data: Survey, facts: dict[str, dict[str, Any]], min_frames: int) -> l
             note("truncated", f"{fact['truncated']}; {fact['num_frames']} frames decode")
         if num_frames < min_frames:
             note("too-short", f"{num_frames} frame{'s' * (num_frames != 1)}; expected {min_frames} or more")
+        if fact.get("mirrored"):
+            note("mirrored", "its file says that it is to be shown mirrored, and so its frames are given")
+        width, height, pixel_aspect = fact.get("shape", (1, 1, 1.0))
+        if abs(pixel_aspect - 1) > _SQUARE_ENOUGH:
+            shown = f"players show {width}x{height} pixels as {round(width * pixel_aspect)}x{height}"
+            note("non-square", f"{shown}; frames are given as stored")
         suffix = os.path.splitext(path)[1].lower()
         formats = [kind for kind in fact["container"].split(",") if kind in _CONTAINERS]
         known = any(suffix in suffixes for suffixes in _CONTAINERS.values())

@@ -8,8 +8,9 @@ timestamp of each frame against that pass, so that a seek gives the frames that 
 
 Choices that a user may notice:
 
-- Frames come in the stored resolution. Non-square pixels are not stretched, like in the published TSM pipelines.
-- The rotation that a phone notes in the file is applied, rounded to a quarter turn.
+- Frames come in the stored resolution. Non-square pixels are not stretched, like in the published TSM pipelines;
+  `VideoReader.pixel_aspect` and `frameflex data check` say them.
+- The rotation and the mirroring that a phone notes in the file are applied as players do, rounded to a quarter turn.
 - Of several video streams the first one is read; a cover picture doesn't count as one.
 - Where the resolution changes within a stream, later frames are scaled to the first one's size.
 - A file whose end is missing gives the frames that it has. One that is broken in the middle is an error.

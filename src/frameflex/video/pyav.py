@@ -28,6 +28,7 @@ from frameflex.video.containers import (
     rate_of,
     size_text,
 )
+from frameflex.video.orientation import orientation_of
 from frameflex.video.reader import (
     ADVICE,
     Limits,
@@ -383,8 +384,10 @@ class PyAVReader(VideoReader):
                 self._mend()
         self._stored_size = (frame.height, frame.width)
         self._check_size(*self._stored_size)
-        self._quarter_turns = round(frame.rotation / 90) % 4
-        self.height, self.width = self._stored_size[:: -1 if self._quarter_turns % 2 else 1]
+        self.orientation = orientation_of(frame)
+        self.height, self.width = self.orientation.size(*self._stored_size)
+        aspect = float(self._stream.sample_aspect_ratio or 1)
+        self.pixel_aspect = 1 / aspect if self.orientation.transposed else aspect
         self.fps = self._mean_rate()
 
     def _mean_rate(self) -> float:
@@ -445,7 +448,7 @@ class PyAVReader(VideoReader):
         plane = rgb.planes[0]
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
         image = rows[:, : 3 * width].reshape(height, width, 3)
-        out[:] = np.rot90(image, self._quarter_turns) if self._quarter_turns else image
+        out[:] = self.orientation.apply(image)
 
     def close(self) -> None:
         self._decoded = iter(())

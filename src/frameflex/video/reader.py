@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from frameflex.addresses import without_secrets
+from frameflex.video.orientation import UPRIGHT, Orientation
 
 if TYPE_CHECKING:
     pass
@@ -88,8 +89,10 @@ class VideoReader(ABC):
         name: What error messages call the video.
         num_frames: How many frames decode.
         fps: Frames a second on average.
-        height: Pixels, after rotation.
-        width: Pixels, after rotation.
+        height: Pixels, as shown.
+        width: Pixels, as shown.
+        orientation: How stored frames are turned and mirrored to those that are given.
+        pixel_aspect: Width of a shown pixel over its height, as the file says; frames are not stretched by it.
     """
 
     name: str
@@ -97,6 +100,8 @@ class VideoReader(ABC):
     fps: float
     height: int
     width: int
+    orientation: Orientation = UPRIGHT
+    pixel_aspect: float = 1.0
     _limits: Limits
 
     def frames(

@@ -29,6 +29,7 @@ from frameflex.video.containers import (
     open_container,
     rate_of,
 )
+from frameflex.video.orientation import orientation_of
 from frameflex.video.reader import MAX_PIXELS, Limits, VideoError
 
 _MOST_ERRORS = 500
@@ -67,9 +68,9 @@ class TimedFrame:
 
     def __init__(self, picture: VideoFrame, seconds: float, reformatter: VideoReformatter, name: str) -> None:
         self._picture, self._reformatter, self._name = picture, reformatter, name
-        self._quarter_turns = round(picture.rotation / 90) % 4
+        self._orientation = orientation_of(picture)
         self.seconds = seconds
-        self.height, self.width = (picture.height, picture.width)[:: -1 if self._quarter_turns % 2 else 1]
+        self.height, self.width = self._orientation.size(picture.height, picture.width)
         self.num_bytes = sum(plane.buffer_size for plane in picture.planes)
 
     def image(self, size: tuple[int, int] | None = None) -> torch.Tensor:
@@ -78,9 +79,7 @@ class TimedFrame:
         Raises:
             VideoError: if the pixel format can't be converted.
         """
-        height, width = size or (self.height, self.width)
-        if self._quarter_turns % 2:
-            height, width = width, height
+        height, width = self._orientation.size(*(size or (self.height, self.width)))
         try:
             # One reformatter for all frames keeps its scaling tables.
             rgb = self._reformatter.reformat(self._picture, width=width, height=height, format="rgb24")
@@ -91,9 +90,7 @@ class TimedFrame:
             ) from error
         plane = rgb.planes[0]
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
-        image = rows[:, : 3 * width].reshape(height, width, 3)
-        if self._quarter_turns:
-            image = np.rot90(image, self._quarter_turns)
+        image = self._orientation.apply(rows[:, : 3 * width].reshape(height, width, 3))
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
 
 
