@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 
-__all__ = ["Lost", "run_isolated"]
+__all__ = ["Isolated", "Lost", "run_isolated"]
 
 IDLE_SECONDS = 1.0  # how often an idle process looks whether the one that started it still lives
 GRACE_SECONDS = 10  # after its deadline a process ends itself, should the one that started it be gone
@@ -121,16 +121,81 @@ def run_isolated(
             worker.end()
 
 
+class Isolated:
+    """One process that works on task after task, for who has them one at a time, as a service does.
+
+    It is no copy of this process, which may have threads: where the system can, it is forked off a small one that has
+    imported the function's module alone.
+
+    Args:
+        function: as for `run_isolated`.
+        timeout_seconds: for one task, above 0.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], *, timeout_seconds: float) -> None:
+        self._function, self._timeout_seconds = function, timeout_seconds
+        methods = multiprocessing.get_all_start_methods()
+        self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        if "forkserver" in methods:
+            self._context.set_forkserver_preload([function.__module__])
+        self._worker: _Worker | None = None
+
+    def start(self) -> None:
+        """Begin to start the process; a call that comes before it is ready waits for it."""
+        if self._worker is None:
+            self._worker = _Worker(self._function, self._timeout_seconds, self._context)
+
+    def call(self, task: Any) -> Any:
+        """What the function returns, or `Lost`; after that another process stands ready. One call at a time.
+
+        Raises:
+            RuntimeError: if the function raised; what it should survive it has to catch itself.
+        """
+        self.start()
+        worker = self._worker
+        assert worker is not None
+        try:
+            if not worker.ready:
+                worker.connection.recv()
+                worker.ready = True
+            worker.give(0, [task])
+            if not worker.connection.poll(self._timeout_seconds):
+                self.close()
+                self.start()
+                return Lost("timed-out", f"not done after {self._timeout_seconds:g} s; its process was ended")
+            good, value = worker.connection.recv()
+        except (EOFError, ConnectionError):
+            status = worker.end()
+            self._worker = None
+            if not worker.ready:
+                raise RuntimeError(f"a decoding process can't be started ({status})") from None
+            self.start()
+            return Lost("crashed", f"the decoder's process died of it ({status})")
+        if not good:
+            raise RuntimeError(f"{task}: {value}")
+        return value
+
+    def close(self) -> None:
+        """End the process."""
+        if self._worker is not None:
+            self._worker.end()
+            self._worker = None
+
+
 class _Worker:
-    def __init__(self, function: Callable[[Any], Any], timeout_seconds: float) -> None:
-        self.connection, theirs = multiprocessing.Pipe()
+    def __init__(
+        self, function: Callable[[Any], Any], timeout_seconds: float, context: Any = multiprocessing
+    ) -> None:
+        self.connection, theirs = context.Pipe()
         self.timeout_seconds = timeout_seconds
         self.task: int | None = None
         self.num_done = 0
         self.ready = False
         self.deadline = math.inf
-        self.process = multiprocessing.Process(
-            target=_work, args=(theirs, function, timeout_seconds, os.getpid()), daemon=True
+        # A copy holds this end of the pipe, too, and would not hear of this process's death.
+        parent = os.getpid() if context is multiprocessing else None
+        self.process = context.Process(
+            target=_work, args=(theirs, function, timeout_seconds, parent), daemon=True
         )
         # Ctrl-C goes to the whole group: blocked while one starts, so that none is hit before it ignores it.
         mask = getattr(signal, "pthread_sigmask", None)  # Windows has none
@@ -167,7 +232,7 @@ class _Worker:
 
 
 def _work(
-    connection: Connection, function: Callable[[Any], Any], timeout_seconds: float, parent: int
+    connection: Connection, function: Callable[[Any], Any], timeout_seconds: float, parent: int | None
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
@@ -180,7 +245,7 @@ def _work(
     connection.send(None)
     while True:
         while not connection.poll(IDLE_SECONDS):
-            if os.getppid() != parent:
+            if parent is not None and os.getppid() != parent:
                 return
         try:
             task = connection.recv()

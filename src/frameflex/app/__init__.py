@@ -1,0 +1,1 @@
+"""The page of ``frameflex app`` and the service of ``frameflex serve``."""

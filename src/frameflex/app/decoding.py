@@ -1,0 +1,212 @@
+"""Files of strangers, decoded in processes of their own: what such a process does, and who hands it work."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import queue
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from frameflex.data.datasets import ClipDataset, select_views
+from frameflex.data.transforms import EvalTransform
+from frameflex.video import Limits, VideoError, VideoReader, open_video
+from frameflex.video.isolated import Isolated, Lost
+
+SHOWN_AS = "the video"  # in messages, instead of the name of a temporary file
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The frames of a video that a network may be shown.
+
+    Attributes:
+        crops: uint8 ``(N, num_crops, 3, h, w)``, each frame once.
+        views: T -> V lists of T rows of ``crops``.
+        frame_numbers: which frame of the video each row is.
+        num_frames: of the video.
+        fps: of the video.
+        size: ``(height, width)`` of the video, in pixels.
+    """
+
+    crops: np.ndarray
+    views: dict[int, list[list[int]]]
+    frame_numbers: list[int]
+    num_frames: int
+    fps: float
+    size: tuple[int, int]
+
+    @property
+    def seconds(self) -> float:
+        """How long the video is, at its mean rate."""
+        return self.num_frames / self.fps
+
+    def clip(self, num_frames: int, transform: EvalTransform) -> Tensor:
+        """The clip ``(V, 3, T, h, w)``: what `ClipDataset.clips` makes of the same video."""
+        crops = transform.normalise(torch.from_numpy(self.crops).transpose(0, 1))  # (num_crops, 3, N, h, w)
+        return select_views(crops, self.views[num_frames])
+
+    def shown(self, num_frames: int) -> list[int]:
+        """The rows of the first view, in their order."""
+        return self.views[num_frames][0]
+
+
+@dataclass(frozen=True)
+class DecodeClips:
+    """Task: the frames that a rule chooses of a video.
+
+    Attributes:
+        path: of the file.
+        rule: which frames, and how they are cut.
+        limits: of the file.
+        max_video_seconds: a longer video is refused; None for any.
+    """
+
+    path: str
+    rule: ClipDataset
+    limits: Limits
+    max_video_seconds: float | None = None
+
+    def run(self) -> Decoded:
+        with open_video(self.path, limits=self.limits) as reader:
+            seconds = reader.num_frames / reader.fps
+            if self.max_video_seconds is not None and seconds > self.max_video_seconds:
+                raise VideoError(
+                    f"video {self.path}: lasts {seconds:.1f} s; expected at most {self.max_video_seconds:g} s"
+                )
+            return _decode(reader, self.rule)
+
+
+def _decode(reader: VideoReader, rule: ClipDataset) -> Decoded:
+    transform = rule.transform
+    assert isinstance(transform, EvalTransform)
+    views: dict[int, list[list[int]]] = {}
+    numbers: list[int] = []
+
+    def choose(num_frames: int) -> list[int]:
+        # Called again where the count turns out wrong: nothing is kept of the first answer.
+        chosen = rule.choose(num_frames)
+        numbers[:] = sorted({i for lists in chosen.values() for view in lists for i in view})
+        row = {number: i for i, number in enumerate(numbers)}
+        views.clear()
+        views.update({t: [[row[i] for i in view] for view in lists] for t, lists in chosen.items()})
+        return numbers
+
+    crops = reader.sample(choose, each=lambda few: transform.crops(few).transpose(0, 1))
+    size = reader.height, reader.width
+    return Decoded(crops.contiguous().numpy(), views, numbers, reader.num_frames, reader.fps, size)
+
+
+@dataclass(frozen=True)
+class DecodePicture:
+    """Task: a picture of a webcam, as RGB uint8 ``(H, W, 3)``.
+
+    Attributes:
+        data: of a JPEG file.
+        max_pixels: a larger one is refused.
+    """
+
+    data: bytes = field(repr=False)
+    max_pixels: int = 1920 * 1080
+
+    def run(self) -> np.ndarray:
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(self.data), formats=["JPEG"]) as picture:
+                width, height = picture.size
+                if width * height > self.max_pixels:
+                    raise VideoError(
+                        f"a picture has {width}x{height} pixels; expected at most {self.max_pixels}"
+                    )
+                return np.asarray(picture.convert("RGB"))
+        except OSError as error:
+            raise VideoError(f"a picture can't be decoded: {error}") from error
+
+
+def work(task: Any) -> Any:
+    """Do a task; what is wrong with its file is an answer, and no end of the process."""
+    try:
+        return task.run()
+    except (VideoError, OSError) as error:
+        return VideoError(str(error))
+
+
+class DecodingPool:
+    """Processes that decode, each one file at a time; from any thread.
+
+    Args:
+        num_processes: at least 1.
+        timeout_seconds: for one task; then its process is ended and another one takes its place.
+    """
+
+    def __init__(self, num_processes: int, *, timeout_seconds: float) -> None:
+        self.num_processes = num_processes
+        self._all = [Isolated(work, timeout_seconds=timeout_seconds) for _ in range(num_processes)]
+        self._free: queue.SimpleQueue[Isolated] = queue.SimpleQueue()
+        for process in self._all:
+            self._free.put(process)
+
+    def start(self) -> None:
+        """Begin to start the processes."""
+        for process in self._all:
+            process.start()
+
+    @contextlib.contextmanager
+    def process(self) -> Iterator[Isolated]:
+        """One process for several tasks in a row."""
+        process = self._free.get()
+        try:
+            yield process
+        finally:
+            self._free.put(process)
+
+    def call(self, task: Any) -> Any:
+        """What the task gives.
+
+        Raises:
+            VideoError: if the file can't be decoded, took too long, or took its process along.
+        """
+        with self.process() as process:
+            return answer_of(process, task)
+
+    def close(self) -> None:
+        """End all processes."""
+        for process in self._all:
+            process.close()
+
+
+class TookTooLong(VideoError):
+    """A file on which a process worked for longer than it may."""
+
+
+def answer_of(process: Isolated, task: Any) -> Any:
+    """What the task gives in that process; errors as in `DecodingPool.call`."""
+    answer = process.call(task)
+    if isinstance(answer, Lost):
+        kind = TookTooLong if answer.kind == "timed-out" else VideoError
+        raise kind(f"{SHOWN_AS}: can't be decoded: {answer.reason}")
+    if isinstance(answer, VideoError):
+        path = getattr(task, "path", "")
+        text = str(answer)
+        raise VideoError(text.replace(f"video {path}", SHOWN_AS).replace(path, SHOWN_AS) if path else text)
+    return answer
+
+
+def rule_for(rule: ClipDataset, frame_counts: list[int]) -> ClipDataset:
+    """The same rule at other frame counts."""
+    return ClipDataset(
+        rule.videos,
+        frame_counts=frame_counts,
+        transform=rule.transform,
+        training=False,
+        sampling=rule.sampling,
+        num_views=rule.num_views,
+        window=rule.window,
+        on_bad_video="skip",
+    )
