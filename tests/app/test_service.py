@@ -311,7 +311,8 @@ def test_the_command_answers_sixteen_at_once_and_ends_with_sigterm(things, capsy
 def test_the_container_runs_a_command_that_exists_as_a_user_without_rights():
     lines = (Path(__file__).parents[2] / "Dockerfile").read_text(encoding="utf-8").splitlines()
     words = [json.loads(line.partition(" ")[2]) for line in lines if line.startswith(("ENTRYPOINT", "CMD ["))]
-    args = _parser().parse_args(sum(words, [])[2:])
+    entry, arguments = words
+    args = _parser().parse_args([*entry[2:], *arguments])
     assert args.host == "0.0.0.0"
     users = [line.split()[1] for line in lines if line.startswith("USER")]
     assert users
