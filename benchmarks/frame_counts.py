@@ -143,7 +143,7 @@ def hold_decoded_videos() -> None:
     """Decode every video once a process, not once an epoch: the same frames in half of the time."""
     import numpy as np
 
-    from frameflex.data.datasets import VideoRecord
+    from frameflex.data.records import VideoRecord
     from frameflex.video import Limits, VideoReader
 
     class Held(VideoReader):

@@ -39,7 +39,7 @@ def measure(path: Path, views: str) -> None:
     """In a process of its own: prints its peak of memory in MiB."""
     import torch
 
-    from frameflex.data.datasets import VideoList, VideoRecord
+    from frameflex.data.records import VideoList, VideoRecord
     from frameflex.data.transforms import Preprocessing
     from frameflex.engine.evaluation import evaluate
     from frameflex.models import create_model

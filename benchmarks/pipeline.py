@@ -21,7 +21,9 @@ from pathlib import Path
 import av
 import torch
 
-from frameflex.data.datasets import ClipDataset, VideoList, load_split
+from frameflex.data.clips import ClipDataset
+from frameflex.data.datasets import load_split
+from frameflex.data.records import VideoList
 from frameflex.data.sampling import eval_indices
 from frameflex.data.transforms import EvalTransform, Preprocessing
 from frameflex.models import create_model

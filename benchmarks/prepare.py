@@ -20,8 +20,10 @@ from pathlib import Path
 import av
 import torch
 
-from frameflex.data.datasets import ClipDataset, VideoList, load_split, survey
+from frameflex.data.clips import ClipDataset
+from frameflex.data.datasets import load_split, survey
 from frameflex.data.preparing import Encoding, prepare
+from frameflex.data.records import VideoList
 from frameflex.data.transforms import Preprocessing, TrainTransform
 
 COUNTS = (4, 8, 16)

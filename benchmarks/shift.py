@@ -293,7 +293,7 @@ def with_naive_shift(model):
 
 def predict(video, runs):
     """From files to labels at T = 8: a straightforward pipeline, and ours on the back ends that can run it."""
-    from frameflex.data.datasets import VideoList, VideoRecord
+    from frameflex.data.records import VideoList, VideoRecord
     from frameflex.export import export
 
     model = pair()[0]

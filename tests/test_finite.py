@@ -10,7 +10,7 @@ from helpers import bar_folder, moving_bar, tiny_recipe, write_video
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from frameflex.cli import main
-from frameflex.data.datasets import VideoList, VideoRecord
+from frameflex.data.records import VideoList, VideoRecord
 from frameflex.data.transforms import Preprocessing
 from frameflex.deploy.live.streaming import StreamingRecognizer
 from frameflex.deploy.recognizer import Recognizer

@@ -14,7 +14,9 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch.utils.data import DataLoader
 
 from frameflex.checkpoint import load_checkpoint
-from frameflex.data.datasets import ClipDataset, VideoRecord, collate, load_split
+from frameflex.data.clips import ClipDataset, collate
+from frameflex.data.datasets import load_split
+from frameflex.data.records import VideoRecord
 from frameflex.data.transforms import Preprocessing, TrainTransform
 from frameflex.engine.evaluation import evaluate
 from frameflex.engine.loading import EpochBatches, build_loader

@@ -473,7 +473,7 @@ def test_one_broken_training_file_is_skipped_and_named_but_more_than_three_stop(
 
 
 def test_held_out_videos_are_a_share_of_each_class_and_always_the_same(tmp_path):
-    from frameflex.data.datasets import VideoList, VideoRecord
+    from frameflex.data.records import VideoList, VideoRecord
 
     records = [VideoRecord(tmp_path / f"{i}.mp4", i % 3, f"{i}.mp4") for i in range(60)]
     videos = VideoList(records, ["a", "b", "c"])

@@ -11,7 +11,8 @@ from rich.console import Console
 from frameflex import report
 from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.console import leave_cores_to_workers, only_warnings, progress, training_progress
-from frameflex.data.datasets import VideoList, load_split
+from frameflex.data.datasets import load_split
+from frameflex.data.records import VideoList
 from frameflex.deploy.recognizer import Recognizer
 from frameflex.engine.evaluation import Evaluation, evaluate
 from frameflex.engine.recipe import Recipe

@@ -7,7 +7,8 @@ from helpers import bar_folder, moving_bar, write_video
 
 from frameflex.checkpoint import save_checkpoint
 from frameflex.cli import main
-from frameflex.data.datasets import VideoList, VideoRecord, load_videos
+from frameflex.data.datasets import load_videos
+from frameflex.data.records import VideoList, VideoRecord
 from frameflex.data.transforms import Preprocessing
 from frameflex.export import FORMATS, ExportError, comparing, export, exporting, load_exported
 from frameflex.export.network import ExportNetwork, FlatShift

@@ -12,7 +12,7 @@ from helpers import bar_folder, moving_bar, tiny_recipe, write_video
 
 from frameflex.checkpoint import Checkpoint, save_checkpoint
 from frameflex.cli import main
-from frameflex.data.datasets import BadVideo, VideoList, VideoRecord
+from frameflex.data.records import BadVideo, VideoList, VideoRecord
 from frameflex.data.transforms import Preprocessing
 from frameflex.engine.evaluation import CountResult, Evaluation
 from frameflex.models import create_model

@@ -21,7 +21,7 @@ from frameflex.cli.options import (
 
 if TYPE_CHECKING:
     from frameflex.checkpoint import Checkpoint
-    from frameflex.data.datasets import VideoList
+    from frameflex.data.records import VideoList
     from frameflex.engine.baseline import Baseline
     from frameflex.engine.evaluation import Evaluation
     from frameflex.report import Measured

@@ -84,8 +84,10 @@ def run(argv: list[str], console: Any) -> int:
     if args.step:
         return _export_step(parser, args, console)
     from frameflex.checkpoint import load_checkpoint
-    from frameflex.data.datasets import VideoList, VideoRecord, find_video_files, load_split
+    from frameflex.data.datasets import load_split
+    from frameflex.data.finding import find_video_files
     from frameflex.data.quarantine import quarantined_files
+    from frameflex.data.records import VideoList, VideoRecord
     from frameflex.export import export
 
     if args.output.exists():

@@ -63,7 +63,7 @@ def run(argv: list[str], console: Any) -> int:
     if args.manifest is not None:
         return recognize_manifest(args, console)
     from frameflex.console import progress
-    from frameflex.data.datasets import find_video_files
+    from frameflex.data.finding import find_video_files
     from frameflex.data.quarantine import quarantined_files
     from frameflex.deploy.recognizer import Recognizer
     from frameflex.video import VideoError

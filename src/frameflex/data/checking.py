@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from frameflex.data.datasets import Survey, VideoRecord, stretch_of
+from frameflex.data.clips import stretch_of
+from frameflex.data.datasets import Survey
 from frameflex.data.journal import Journal
+from frameflex.data.records import VideoRecord
 from frameflex.data.shards import ShardError, ShardMember
 from frameflex.video import ADVICE, Limits, NoFrames, NoVideoStream, VideoError
 from frameflex.video.containers import open_container

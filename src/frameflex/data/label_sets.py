@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from frameflex.data.datasets import VideoList, VideoRecord
+from frameflex.data.records import VideoList, VideoRecord
 
 
 @dataclass(frozen=True)

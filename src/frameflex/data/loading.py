@@ -17,7 +17,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.signal_handling import _remove_worker_pids
 
-from frameflex.data.datasets import Batch, ClipDataset, collate
+from frameflex.data.clips import Batch, ClipDataset, collate
 
 PATIENCE_SECONDS = 2.0  # for workers that are asked to end; one in the middle of a long video doesn't hear it
 

@@ -27,17 +27,13 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from frameflex.data.checking import file_state, reason_of
-from frameflex.data.datasets import BadVideo, BadVideos, Survey, VideoRecord, stretch_of
+from frameflex.data.clips import stretch_of
+from frameflex.data.datasets import Survey
 from frameflex.data.journal import Journal, write_whole
-from frameflex.data.shards import (
-    INDEX_NAME,
-    MAX_MEMBER_BYTES,
-    Shard,
-    ShardError,
-    ShardIndex,
-    ShardVideo,
-    write_tar,
-)
+from frameflex.data.records import BadVideo, BadVideos, VideoRecord
+from frameflex.data.shards import Shard, ShardError, ShardIndex, ShardVideo
+from frameflex.data.shards.index import INDEX_NAME, MAX_MEMBER_BYTES
+from frameflex.data.shards.writing import write_tar
 from frameflex.video import VideoError, VideoReader, open_video
 from frameflex.video.isolated import Lost, run_isolated
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frameflex.data.datasets import VideoList, VideoRecord
+from frameflex.data.records import VideoList, VideoRecord
 from frameflex.data.shards import ShardMember
 
 MAX_REMEMBERED = 200_000  # videos one by one, 8 characters each; of more only how many they were

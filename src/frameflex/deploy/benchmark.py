@@ -305,7 +305,7 @@ def _noise_videos(folder: Path, num_frames: int, size: tuple[int, int]) -> Any:
     """Two short videos of noise, to calibrate an int8 graph whose answers nobody asks for."""
     import av
 
-    from frameflex.data.datasets import VideoList, VideoRecord
+    from frameflex.data.records import VideoList, VideoRecord
 
     folder.mkdir()
     rng = np.random.default_rng(0)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint
-from frameflex.data.datasets import ClipDataset, VideoList, VideoRecord
+from frameflex.data.clips import ClipDataset
 from frameflex.data.loading import read_batches
+from frameflex.data.records import VideoList, VideoRecord
 from frameflex.data.transforms import VIEWS, EvalTransform
 from frameflex.deploy.inputs import is_many, open_input
 from frameflex.export import is_export, load_exported

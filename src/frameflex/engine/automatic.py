@@ -10,7 +10,9 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from frameflex.data.datasets import VideoList, load_split, stretch_of
+from frameflex.data.clips import stretch_of
+from frameflex.data.datasets import load_split
+from frameflex.data.records import VideoList
 from frameflex.engine.recipe import Recipe, RecipeError
 from frameflex.engine.task import check_classes
 from frameflex.video.reader import VideoError

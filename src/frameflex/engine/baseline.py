@@ -14,8 +14,9 @@ import yaml
 from torch import Tensor, nn
 
 from frameflex.checkpoint import Checkpoint
-from frameflex.data.datasets import BadVideos, ClipDataset, VideoList, VideoRecord
+from frameflex.data.clips import ClipDataset
 from frameflex.data.loading import read_batches
+from frameflex.data.records import BadVideos, VideoList, VideoRecord
 from frameflex.data.transforms import EvalTransform
 from frameflex.engine.recipe import Recipe
 from frameflex.engine.recipe_files import parse_recipe

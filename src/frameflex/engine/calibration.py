@@ -13,13 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from frameflex.checkpoint import Checkpoint
-from frameflex.data.datasets import (
-    BadVideo,
-    BadVideos,
-    ClipDataset,
-    VideoList,
-)
+from frameflex.data.clips import ClipDataset
 from frameflex.data.loading import read_batches
+from frameflex.data.records import BadVideo, BadVideos, VideoList
 from frameflex.data.transforms import EvalTransform
 from frameflex.models import TSM, FrameNorm, make_frame_flexible
 from frameflex.models.frame_flexible import add_norms

@@ -20,14 +20,10 @@ from torchmetrics.functional.classification import (
 )
 
 from frameflex.checkpoint import WEIGHTS_NAME, Checkpoint, CheckpointError, load_checkpoint
-from frameflex.data.datasets import (
-    BadVideo,
-    BadVideos,
-    ClipDataset,
-    VideoList,
-)
+from frameflex.data.clips import ClipDataset
 from frameflex.data.label_sets import LabelSets
 from frameflex.data.loading import read_batches
+from frameflex.data.records import BadVideo, BadVideos, VideoList
 from frameflex.data.transforms import VIEWS, EvalTransform, Preprocessing
 from frameflex.engine.confidence import calibration_error
 from frameflex.engine.recipe import read_yaml

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from frameflex.data.datasets import ClipDataset, VideoList, collate
+from frameflex.data.clips import ClipDataset, collate
 from frameflex.data.loading import end_with_parent
+from frameflex.data.records import VideoList
 from frameflex.data.transforms import Preprocessing, TrainTransform, exchange_directions
 from frameflex.engine.recipe import Recipe, RecipeError
 

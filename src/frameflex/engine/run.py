@@ -16,9 +16,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from frameflex.checkpoint import Checkpoint
-from frameflex.data.datasets import BadVideos, check_bad_share
 from frameflex.data.label_sets import LabelSets
 from frameflex.data.loading import end_workers, shielded
+from frameflex.data.records import BadVideos, check_bad_share
 from frameflex.engine.confidence import fit_temperature
 from frameflex.engine.evaluation import Evaluation, evaluate
 from frameflex.engine.finetuning import class_targets, class_weights, freeze, hold_still, video_weights

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from frameflex.checkpoint import Checkpoint
-from frameflex.data.datasets import BadVideo, VideoList, VideoRecord, find_video_files, load_split
+from frameflex.data.datasets import load_split
+from frameflex.data.finding import find_video_files
 from frameflex.data.label_sets import LabelSets, split_label_sets
 from frameflex.data.quarantine import quarantined_files
+from frameflex.data.records import BadVideo, VideoList, VideoRecord
 from frameflex.data.splits import hold_out
 from frameflex.engine.confidence import fit_temperature
 from frameflex.engine.evaluation import Evaluation, evaluate

@@ -8,9 +8,11 @@ import logging
 from dataclasses import dataclass
 
 from frameflex.checkpoint import load_checkpoint
-from frameflex.data.datasets import VideoList, VideoRecord, find_video_files, load_split
+from frameflex.data.datasets import load_split
+from frameflex.data.finding import find_video_files
 from frameflex.data.label_sets import LabelSets, split_label_sets, with_nothing
 from frameflex.data.quarantine import quarantined_files
+from frameflex.data.records import VideoList, VideoRecord
 from frameflex.data.splits import Division, KnownVideos, hold_out
 from frameflex.engine.recipe import Recipe, RecipeError
 

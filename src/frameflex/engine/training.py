@@ -22,7 +22,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
 from frameflex.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from frameflex.data.datasets import VideoList
+from frameflex.data.records import VideoList
 from frameflex.data.transforms import describe_directions
 from frameflex.engine.recipe import Recipe, RecipeError
 from frameflex.engine.run import Run

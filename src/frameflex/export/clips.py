@@ -8,8 +8,9 @@ from typing import Literal
 from torch import Tensor
 
 from frameflex.checkpoint import Checkpoint
-from frameflex.data.datasets import BadVideos, ClipDataset, VideoList
+from frameflex.data.clips import ClipDataset
 from frameflex.data.loading import read_batches
+from frameflex.data.records import BadVideos, VideoList
 from frameflex.data.transforms import EvalTransform
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from frameflex.checkpoint import Checkpoint
-from frameflex.data.datasets import VideoList
+from frameflex.data.records import VideoList
 from frameflex.export.clips import VideoClips
 from frameflex.export.packages import ExportError
 from frameflex.export.running import ExportedModel, from_pixels

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint
-from frameflex.data.datasets import VideoList
+from frameflex.data.records import VideoList
 from frameflex.data.transforms import Preprocessing
 from frameflex.export.clips import VideoClips
 from frameflex.export.comparing import check_model, compare_labels, compare_logits

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from frameflex import __version__
-from frameflex.data.datasets import BadVideo, ClipDataset, VideoList
+from frameflex.data.clips import ClipDataset
+from frameflex.data.records import BadVideo, VideoList
 from frameflex.data.transforms import VIEWS, EvalTransform, Preprocessing
 from frameflex.engine.evaluation import Evaluation
 from frameflex.report.files import write_whole

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from frameflex.data.datasets import ClipDataset, select_views
+from frameflex.data.clips import ClipDataset, select_views
 from frameflex.data.transforms import EvalTransform
 from frameflex.deploy.long_videos.events import Segment
 from frameflex.deploy.recognizer import Recognizer

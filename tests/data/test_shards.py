@@ -13,17 +13,12 @@ from helpers import bar_folder
 from torch.utils.data import DataLoader
 
 from frameflex.cli import main
-from frameflex.data.datasets import ClipDataset, collate, load_split, load_videos, survey
+from frameflex.data.clips import ClipDataset, collate
+from frameflex.data.datasets import load_split, load_videos, survey
 from frameflex.data.preparing import Encoding, prepare
-from frameflex.data.shards import (
-    ShardError,
-    ShardMember,
-    ShardStream,
-    check_member_name,
-    pack_member,
-    read_index,
-    unpack_member,
-)
+from frameflex.data.shard_stream import ShardStream, check_member_name
+from frameflex.data.shards import ShardError, ShardMember, read_index
+from frameflex.data.shards.members import pack_member, unpack_member
 from frameflex.data.transforms import EvalTransform, Preprocessing, TrainTransform
 from frameflex.video import VideoError
 

@@ -23,7 +23,7 @@ from frameflex.data.journal import Journal
 from frameflex.data.quarantine import read_quarantine, write_quarantine
 from frameflex.video.isolated import Lost, run_isolated
 
-CLIPS = Path(__file__).parents[1] / ".." / "shared" / "clips"
+CLIPS = Path(__file__).parents[2] / ".." / "shared" / "clips"
 
 
 def kinds(found):

@@ -1,0 +1,121 @@
+"""Lists of paths and labels."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from frameflex.data.layouts.layout import Entry, Found, NoSuchSplit, inside, row_split
+from frameflex.data.layouts.tables import (
+    PATH_COLUMNS,
+    Table,
+    lists_at,
+    read_splits,
+    read_table,
+    seconds_of,
+)
+
+LABEL_COLUMNS = ("label", "class", "class_name", "action")
+GROUP_COLUMNS = ("group", "subject", "person", "scene")
+
+
+class Lists:
+    """A list of ``path,label`` or ``path,label,start_seconds,end_seconds``, or a folder with one for each split."""
+
+    looks_for = (
+        "a list (.csv, .tsv, .txt) of lines path,label or path,label,start_seconds,end_seconds; or a folder of "
+        "train.csv and val.csv"
+    )
+
+    def matches(self, source: str) -> bool:
+        """Whether there is a list."""
+        return bool(lists_at(source))
+
+    def read(self, source: str, split: str | None, video_dir: Path | None) -> Found:
+        """Read a split of the lists."""
+        return read_splits(source, split, video_dir, _read_list)
+
+
+def _read_list(path: Path, split: str | None, video_dir: Path | None, *, labels_only: bool = False) -> Found:
+    """Read a list; `labels_only` leaves out where the videos are."""
+    table = _named(path, read_table(path))
+    at_split = table.column("split")
+    if split is not None and at_split is None:
+        raise NoSuchSplit(
+            f"{path}: split is {split!r}, but the list has no column split. Leave split out, or pass the "
+            "list of that split."
+        )
+    folder = video_dir if video_dir is not None else path.parent
+    entries: list[Entry] = []
+    labels: set[str] = set()
+    splits: set[str] = set()
+    for line, row in table.rows:
+        entry = _entry(table, row, folder, f"{path}, line {line}", labels_only=labels_only)
+        if entry.label is not None:
+            labels.add(entry.label)
+        if at_split is not None:
+            of_row = row_split(row[at_split], entry.where)
+            splits.add(of_row)
+            if split is not None and of_row != split:
+                continue
+        if not labels_only:
+            entries.append(entry)
+    if len(splits) > 1 and split is None:
+        raise NoSuchSplit(
+            f"{path}: split is None; expected one of those that are there: {', '.join(sorted(splits))}.",
+            sorted(splits),
+        )
+    numbered = bool(labels) and all(re.fullmatch(r"\d{1,6}", label) for label in labels)
+    names = [str(i) for i in range(1 + max(map(int, labels)))] if numbered else sorted(labels)
+    seen = frozenset(labels) if numbered else frozenset()
+    return Found("list" + (f", {split}" if split else ""), entries, names, numbered, seen, sorted(splits))
+
+
+def _named(path: Path, table: Table) -> Table:
+    """The table with names of its columns; errors about those that nobody knows."""
+    if table.header is None:
+        num_columns = Counter(len(row) for _, row in table.rows).most_common(1)[0][0]
+        timed = num_columns != 4 or any(_is_number(row[-1]) for _, row in table.rows)
+        if num_columns not in (1, 2, 4) or not timed:
+            raise ValueError(
+                f"{path}: lines have {num_columns} columns; expected path,label or "
+                'path,label,start_seconds,end_seconds. Put names that hold the separator into "quotes", or '
+                "name other columns in a first line, for example: path,num_frames,label"
+            )
+        return Table(["path", "label", "start_seconds", "end_seconds"][:num_columns], table.rows)
+    for name in table.header:
+        if re.match(r"(start|end|time|begin|stop|from|to)([_ ]|$)", name) and name not in (
+            "start_seconds",
+            "end_seconds",
+        ):
+            raise ValueError(
+                f"{path}: column {name!r} is not known; expected start_seconds and end_seconds. "
+                "Rename it, with times in seconds, or remove it."
+            )
+    return table
+
+
+def _entry(table: Table, row: list[str], folder: Path, where: str, *, labels_only: bool) -> Entry:
+    header = table.header or []
+    if len(row) != len(header):
+        raise ValueError(
+            f"{where}: {len(row)} columns; expected {len(header)} ({', '.join(header)}). Put a field that "
+            'contains the separator into "quotes".'
+        )
+
+    def cell(*names: str) -> str:
+        at = table.column(*names)
+        return "" if at is None else row[at]
+
+    label = cell(*LABEL_COLUMNS)
+    start, end = seconds_of(cell("start_seconds"), where), seconds_of(cell("end_seconds"), where)
+    if end is not None and end <= (start or 0):
+        raise ValueError(f"{where}: ends at {end} s; expected an end after the start at {start or 0} s.")
+    name = cell(*PATH_COLUMNS)
+    path = "" if labels_only else inside(folder, name, where)
+    return Entry(path, None if label in ("", "-1") else label, name, where, start, end, cell(*GROUP_COLUMNS))
+
+
+def _is_number(cell: str) -> bool:
+    return re.fullmatch(r"\d*\.?\d+", cell) is not None
