@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frameflex.data.datasets import ClipDataset, select_views
+from frameflex.data.clips import ClipDataset, select_views
 from frameflex.data.transforms import EvalTransform
 from frameflex.video import Limits, VideoError, VideoReader, open_video
 from frameflex.video.isolated import Isolated, Lost
