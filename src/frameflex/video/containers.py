@@ -137,6 +137,7 @@ def open_container(
         # They hold while FFmpeg decodes first frames to learn about the streams, too.
         options={"max_pixels": str(limits.max_pixels), "threads": "1"},
         timeout=timeout_seconds,
+        metadata_errors="replace",  # a title in another encoding says nothing about the pictures
     )
 
 

@@ -38,6 +38,7 @@ from frameflex.video.reader import (
     VideoError,
     VideoReader,
 )
+from frameflex.video.times import first_frame_seconds, stated_end
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -224,13 +225,14 @@ class PyAVReader(VideoReader):
         return scan
 
     def _ends_early(self, pts: list[int]) -> bool:
-        """Whether a silent video's packets stop clearly before its stated duration."""
+        """Whether the packets stop clearly before the time at which the pictures are said to end."""
         assert self._container is not None
-        total = self._container.duration
-        if total is None or len(self._container.streams) > 1 or not pts:
+        end, of_pictures = stated_end(self._container, self._stream)
+        if end is None or not of_pictures or not pts:
             return False
         last = (max(pts) - min(pts)) * float(self._stream.time_base or 0)
-        return total / av.time_base > last + 3 / rate_of(self._stream, fallback=10.0)
+        last += first_frame_seconds(self._container, self._stream, min(pts))
+        return end > last + 3 / rate_of(self._stream, fallback=10.0)
 
     def _map_packets(self) -> None:
         """Take count and timestamps from the packets."""
@@ -243,6 +245,8 @@ class PyAVReader(VideoReader):
         self.num_frames = num_frames
         self._pts = pts  # of each frame in display order, strictly rising; None where it can't be relied on
         self._timestamps = None
+        assert self._container is not None
+        self._first_seconds = first_frame_seconds(self._container, self._stream, pts[0] if pts else None)
         self._keys: list[tuple[int, int]] = []  # (frame index, packet index) of the places to start at
         if pts is not None:
             index_of = {time: i for i, time in enumerate(pts)}
@@ -404,9 +408,9 @@ class PyAVReader(VideoReader):
             if self._pts is not None:
                 first, unit = self._pts[0], self._stream.time_base
                 unit_seconds = float(unit) if unit else 1 / self.fps
-                self._timestamps = [(pts - first) * unit_seconds for pts in self._pts]
+                self._timestamps = [self._first_seconds + (pts - first) * unit_seconds for pts in self._pts]
             else:
-                self._timestamps = [i / self.fps for i in range(self.num_frames)]
+                self._timestamps = [self._first_seconds + i / self.fps for i in range(self.num_frames)]
         return self._timestamps
 
     def _read(self, wanted: list[int]) -> np.ndarray:

@@ -183,11 +183,15 @@ class VideoReader(ABC):
     @property
     @abstractmethod
     def timestamps(self) -> list[float]:
-        """Seconds from the first frame to each, `num_frames` values; uneven where the rate varies."""
+        """Seconds from the file's start to each frame, `num_frames` values; uneven where the rate varies.
+
+        As players and FFmpeg count: the first frame is at 0 unless the file has another stream, such as sound, that
+        starts earlier.
+        """
 
     @property
     def duration(self) -> float:
-        """Seconds from the first frame to the end of the last."""
+        """Seconds from the file's start to the end of the last frame."""
         return self.timestamps[-1] + 1 / self.fps
 
     def __len__(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ from frameflex.video.containers import (
 )
 from frameflex.video.orientation import orientation_of
 from frameflex.video.reader import MAX_PIXELS, Limits, VideoError
+from frameflex.video.times import first_frame_seconds, stated_end
 
 _MOST_ERRORS = 500
 """So many errors in a row, without a frame between them, end a source: it isn't going to recover."""
@@ -60,7 +62,7 @@ class TimedFrame:
     """A decoded picture and its time; it becomes RGB when `image` is called.
 
     Attributes:
-        seconds: from the source's first frame, on the source's own clock: it may jump where that does.
+        seconds: from the file's start, as players count, on the source's own clock: it may jump where that does.
         height: pixels, upright.
         width: pixels, upright.
         num_bytes: memory that the decoded picture takes.
@@ -109,7 +111,9 @@ class SequentialReader:
         name: what messages call it.
         fps: stated or guessed frames a second.
         format_name: FFmpeg's, several separated by commas.
-        duration_seconds: stated length, or None for what has none, such as a camera.
+        duration_seconds: stated end of the pictures, of the whole file where it states only that, or None for what
+            has neither, such as a camera.
+        reached_seconds: where `duration_seconds` is the whole file's: how far its other streams have been read.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -178,8 +182,8 @@ class SequentialReader:
         elif not live:
             context.thread_type = "AUTO"
         context.options = {"max_pixels": str(MAX_PIXELS)}  # holds for sizes that change later, too
-        total = self._container.duration
-        self.duration_seconds = total / av.time_base if total and total > 0 else None
+        self.duration_seconds, self._ends_with_pictures = stated_end(self._container, self._stream)
+        self.reached_seconds = 0.0
         self.fps = rate_of(self._stream, fallback=25.0)
         self.format_name: str = self._container.format.name
         self._has_times = not set(self.format_name.split(",")) & _GUESSED_TIMES
@@ -191,7 +195,8 @@ class SequentialReader:
             SourceLost: if the source stops giving data before its end.
         """
         first_pts: int | None = None
-        seconds, count, errors = 0.0, 0, 0
+        start, seconds, count, errors = 0.0, 0.0, 0, 0
+        slots: deque[int] = deque()  # where times are guessed: those of packets, one for each frame to come
         unit = float(self._stream.time_base or 0)
         nal_bytes = nal_length_bytes(self._stream)
         for packet in self._packets():
@@ -204,6 +209,8 @@ class SequentialReader:
                     packet.is_corrupt or (nal_bytes and not nal_units_fit(packet, nal_bytes))
                 ):
                     yield Damage(seconds, "a damaged packet")
+                if packet.size and packet.dts is not None and not self._has_times:
+                    slots.append(packet.dts)
                 try:
                     frames = self._stream.decode(packet)
                 except av.error.EOFError:
@@ -212,6 +219,8 @@ class SequentialReader:
                     # At the start of a stream that was joined midway, this is normal until the first key frame.
                     errors += 1
                     frames = []
+                    if slots:
+                        slots.pop()
                     yield Damage(seconds, without_secrets(_reason(error)))
             for frame in frames:
                 errors = 0
@@ -220,14 +229,18 @@ class SequentialReader:
                         f"video {self.name}: a frame has {frame.width}x{frame.height} pixels; expected at most "
                         f"{MAX_PIXELS} (8192x4320)."
                     )
-                if self._has_times and frame.pts is not None and unit:
+                # AVI numbers its packets; a number without data is a frame that is shown for longer.
+                pts = frame.pts if self._has_times else slots.popleft() if slots else None
+                if count == 0:
+                    seconds = start = first_frame_seconds(self._container, self._stream, pts)
+                if pts is not None and unit:
                     if first_pts is None:
-                        first_pts = frame.pts
-                    seconds = (frame.pts - first_pts) * unit
-                elif self._has_times and first_pts is not None:
+                        first_pts = pts
+                    seconds = start + (pts - first_pts) * unit
+                elif first_pts is not None:
                     seconds += 1 / self.fps
                 else:
-                    seconds = count / self.fps
+                    seconds = start + count / self.fps
                 count += 1
                 if frame.is_corrupt:
                     yield Damage(seconds, "a frame with missing parts")
@@ -237,23 +250,30 @@ class SequentialReader:
 
     def _packets(self) -> Iterator[Any]:
         """Yield packets, the empty one at the end included, or the message of an error between them."""
-        packets = self._container.demux(self._stream)
+        # The other streams tell how much of the file is there, where nothing says how much of it the pictures are.
+        streams = [self._stream] if self._ends_with_pictures or self.duration_seconds is None else []
+        packets = self._container.demux(*streams)
         while True:
             try:
                 packet = next(packets, None)
             except (BlockingIOError, av.error.BlockingIOError):  # a device that has no picture yet
                 time.sleep(0.005)
-                packets = self._container.demux(self._stream)
+                packets = self._container.demux(*streams)
                 continue
             except (av.error.InvalidDataError, ValueError) as error:
                 yield without_secrets(_reason(error))
-                packets = self._container.demux(self._stream)
+                packets = self._container.demux(*streams)
                 continue
             except (av.error.FFmpegError, OSError) as error:
                 raise SourceLost(f"{self.name}: lost ({_reason(error)})") from error
             if packet is None:
                 return
-            yield packet
+            if packet.stream.index == self._stream.index:
+                yield packet
+            elif packet.pts is not None and packet.time_base is not None:
+                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                start = (self._container.start_time or 0) / av.time_base
+                self.reached_seconds = max(self.reached_seconds, end - start)
 
     def close(self) -> None:
         """Let go of the source."""

@@ -292,7 +292,8 @@ class LiveSource:
                 live=live, fps=reader.fps, resume=resume, again=again,
             )  # fmt: skip
             if self.kind == "address" and known_length:
-                return self._media + 1.0 + 2 / reader.fps >= (reader.duration_seconds or 0.0)
+                reached = max(self._media, reader.reached_seconds)
+                return reached + 1.0 + 2 / reader.fps >= (reader.duration_seconds or 0.0)
             return self.kind == "file"
 
     def _open(self) -> SequentialReader:
@@ -330,7 +331,8 @@ class LiveSource:
             passed = max(now - self._arrived, usual) if live or again else usual
             if offset is None:
                 first = self.num_frames == 0
-                offset = (0.0 if first else self.seconds + passed) - item.seconds
+                begin = 0.0 if live else item.seconds  # a recording's own time, which starts with its sound
+                offset = (begin if first else self.seconds + passed) - item.seconds
                 if again and not first:
                     text = f"connected again after {now - self._arrived:.1f} s without a picture"
                     self._put(Notice("connected", self.seconds, text, stale=True))

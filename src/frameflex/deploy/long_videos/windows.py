@@ -58,8 +58,9 @@ class ForwardVideo:
         name: of the file.
         fps: stated frames a second.
         troubles: what was wrong so far; complete when all frames have been read.
-        seconds: time of the frame that was decoded last.
-        duration_seconds: as the header says; as decoded when all frames have been read; None where unknown.
+        seconds: time of the frame that was decoded last, from the file's start, as players count.
+        duration_seconds: until the pictures end, from the file's start: as the header says; as decoded when all
+            frames have been read; None where unknown.
         num_decoded: frames so far.
 
     Raises:
@@ -131,7 +132,8 @@ class ForwardVideo:
         except SourceLost as error:
             self._trouble("ended", last or 0.0, last or 0.0, f"reading stopped: {error}")
         expected = self._reader.duration_seconds
-        if expected is not None and last is not None and last + max(2.0, 0.02 * expected) < expected:
+        reached = max(last or 0.0, self._reader.reached_seconds)
+        if expected is not None and last is not None and reached + max(2.0, 0.02 * expected) < expected:
             text = f"frames stop at {last:.2f} s of {expected:.2f} s"
             self._trouble("ended", last, expected, text)
 
@@ -152,8 +154,9 @@ class LongVideo(ForwardVideo):
     """Probabilities of the windows of a video of any length.
 
     A window takes the frames from its start up to, and without, its end, chosen and prepared as those of a video
-    that spans exactly the window. Windows start every ``stride_seconds``; the last one ends with the video. A video
-    shorter than the window is one window.
+    that spans exactly the window. Windows start every ``stride_seconds`` from the first frame on; the last one ends
+    with the video. A video shorter than the window is one window. Times count from the file's start, as in players:
+    the first frame's is not 0 where sound starts earlier.
 
     Args:
         recognizer: whose network looks.
@@ -224,8 +227,11 @@ class LongVideo(ForwardVideo):
         """Yield start and end in seconds and clip ``(V, 3, T, h, w)`` of each window, without the network; once."""
         held = _HeldFrames(self._transform)
         number, start = 0, 0.0  # of the next window
+        origin = None  # the first frame's time: not 0 in a file whose sound starts earlier
         covered = None  # up to where windows have been
         for frame in self.frames():
+            if origin is None:
+                origin = start = frame.seconds
             if held and frame.seconds - held.last_seconds > max(self._window, 1.0):
                 text = f"no frame from {held.last_seconds:.2f} to {frame.seconds:.2f} s"
                 self._trouble("gap", held.last_seconds, frame.seconds, text)
@@ -236,19 +242,19 @@ class LongVideo(ForwardVideo):
                     yield start, covered, clip
                     number += 1
                 else:  # nothing to see: go on with the first window that this frame is in
-                    behind = math.floor((frame.seconds - self._window) / self._stride) + 1
+                    behind = math.floor((frame.seconds - origin - self._window) / self._stride) + 1
                     number = max(number + 1, behind)
-                start = round(number * self._stride, 9)
+                start = round(origin + number * self._stride, 9)
             held.add(frame)
             held.drop_before(min(start, frame.seconds - self._window))
-        if not held:
+        if origin is None:
             raise VideoError(
                 f"video {self.name}: no decodable frame. Download it again, or list it with `frameflex data check`."
             )
         end = held.last_seconds + held.last_duration
         self.duration_seconds = end
         if covered is None or end > covered + held.last_duration / 2:
-            start = max(0.0, round(end - self._window, 9))
+            start = max(origin, round(end - self._window, 9))
             clip = self._clip(held, start, end + 1, shown_until=end)
             assert clip is not None, "the last frame is within a window of the end"
             yield start, end, clip
