@@ -12,12 +12,15 @@ from helpers import write_video
 
 from frameflex.checkpoint import Checkpoint, save_checkpoint
 from frameflex.cli import main
-from frameflex.data.transforms import Preprocessing
+from frameflex.data.clips import ClipDataset, stretch_of
+from frameflex.data.datasets import load_videos
+from frameflex.data.records import VideoRecord
+from frameflex.data.transforms import EvalTransform, Preprocessing
 from frameflex.deploy.live.sources import LiveFrame, LiveSource
 from frameflex.deploy.long_videos.windows import ForwardVideo, LongVideo
 from frameflex.deploy.recognizer import Recognizer
 from frameflex.models.tsm import TSM
-from frameflex.video import open_video
+from frameflex.video import VideoError, open_video
 from frameflex.video.sequential import SequentialReader, TimedFrame
 
 FPS = 10
@@ -201,6 +204,39 @@ def test_a_stream_from_a_file_has_the_players_times(tmp_path):
     assert seconds == pytest.approx([2 + i / FPS for i in range(10)], abs=1e-6)
 
 
+def test_a_stretch_of_a_list_counts_from_the_files_start(tmp_path):
+    for suffix in ("mp4", "mkv", "ts"):
+        path = write_with_sound(tmp_path / f"late.{suffix}", pictures=(2, 6), sound=(0, 6))
+        with open_video(path, decoder="pyav") as reader:
+
+            def stretch(start, end, reader=reader):
+                return stretch_of(VideoRecord(Path("a"), 0, "a", start, end), reader, reader.num_frames)
+
+            middle = 0.5 / FPS  # between frames: encoders of sound move them by a few milliseconds
+            assert stretch(None, None) == (0, 40)
+            assert stretch(5 - middle, 6 - middle) == (30, 40)
+            assert stretch(2 - middle, 3 - middle) == (0, 10)
+            assert stretch(0, 3 - middle) == (0, 10)
+            assert stretch(None, 3 - middle) == (0, 10)
+            assert stretch(4 - middle, None) == (20, 40)
+            with pytest.raises(VideoError, match=r"first frame is at 2\.0.* stretch ends at 1\.000 s"):
+                stretch(0, 1)
+            with pytest.raises(VideoError, match=r"has 6\.0.* stretch starts at 6\.500 s"):
+                stretch(6.5, 7)
+
+
+def test_a_list_with_a_stretch_gives_the_frames_that_a_player_shows_then(tmp_path):
+    path = write_with_sound(tmp_path / "late.mp4", pictures=(2, 6), sound=(0, 6))
+    (tmp_path / "list.csv").write_text("path,label,start_seconds,end_seconds\nlate.mp4,one,4.95,5.95\n")
+    videos = load_videos(tmp_path / "list.csv")
+    transform = EvalTransform(Preprocessing(short_side=32, crop_size=32))
+    clips = ClipDataset(videos, frame_counts=(10,), transform=transform, training=False)
+    frames = clips[0].clips[10][0]  # (3, T, h, w)
+    with open_video(path, decoder="pyav") as reader:
+        expected = transform(reader.frames(range(30, 40)))[0]
+    assert torch.equal(frames, expected)
+
+
 # Where pictures end
 
 
@@ -246,7 +282,7 @@ def test_a_file_whose_end_is_missing_is_still_told(suffix, sound, tmp_path):
     assert any("frames stop at" in trouble.text for trouble in troubles)
 
 
-def test_a_tag_that_is_no_time_or_a_wrong_one_does_no_harm(tmp_path):
+def test_a_tag_that_is_no_time_a_wrong_one_or_not_utf8_does_no_harm(tmp_path):
     path = write_with_sound(tmp_path / "a.mkv", pictures=(0, 4), sound=(0, 4))
     content = path.read_bytes()
     assert content.count(b"00:00:04.000000000") == 2

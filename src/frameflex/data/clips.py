@@ -258,7 +258,7 @@ def stretch_of(record: VideoRecord, reader: VideoReader, num_frames: int) -> tup
     """Return the first frame of the record's stretch and the one after its last, of a video of `num_frames`.
 
     Raises:
-        VideoError: if the stretch starts after the video's end.
+        VideoError: if the stretch starts after the video's end, or ends before its first frame.
     """
     if record.start_seconds is None and record.end_seconds is None:
         return 0, num_frames
@@ -268,6 +268,11 @@ def stretch_of(record: VideoRecord, reader: VideoReader, num_frames: int) -> tup
         raise VideoError(
             f"video {reader.name}: has {timestamps[-1] + 1 / reader.fps:.3f} s, but the list's stretch starts at "
             f"{start:.3f} s. Correct start_seconds in the list."
+        )
+    if record.end_seconds is not None and record.end_seconds <= timestamps[0] - 1 / reader.fps:
+        raise VideoError(
+            f"video {reader.name}: its first frame is at {timestamps[0]:.3f} s, but the list's stretch ends at "
+            f"{record.end_seconds:.3f} s. Correct end_seconds in the list: it counts from the file's start."
         )
     first = bisect_left(timestamps, start)
     end = num_frames if record.end_seconds is None else bisect_left(timestamps, record.end_seconds)
