@@ -11,6 +11,12 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _a_plain_cpu(monkeypatch):
+    """What --precision auto comes to is the same on every machine; tests of it say otherwise."""
+    monkeypatch.setattr("frameflex.models.precision.cpu_flags", frozenset)
+
+
 @pytest.fixture
 def web(tmp_path, monkeypatch):
     """A server on this machine, an empty cache, and no waiting between tries."""

@@ -61,6 +61,29 @@ def test_every_setting_is_timed_and_what_can_not_run_is_named(model, monkeypatch
         assert values["clips_per_second"] == values["batch"] / values["seconds"]
 
 
+def test_each_back_end_is_timed_in_each_precision_that_it_has(model, monkeypatch):
+    from frameflex.models.precision import possible_precisions
+
+    monkeypatch.setattr("frameflex.models.precision.cpu_flags", lambda: frozenset(["avx512_bf16"]))
+    asked = [*possible_precisions("cpu"), "auto"]
+    report = benchmark(
+        model, backends=("eager",), frame_counts=(2,), size=32, precisions=(*asked, "int8"), num_runs=2
+    )
+    assert [timing.precision for timing in report.timings] == list(possible_precisions("cpu"))
+    assert "a checkpoint in PyTorch doesn't have" in report.unavailable["eager"]
+    pytest.importorskip("onnxruntime")
+    report = benchmark(
+        model,
+        backends=("onnxruntime",),
+        frame_counts=(2,),
+        size=32,
+        precisions=("auto", "bfloat16"),
+        num_runs=2,
+    )
+    assert [timing.precision for timing in report.timings] == ["float32"]
+    assert "this onnx export of float32 can't" in report.unavailable["onnxruntime, bfloat16"]
+
+
 def test_wrong_arguments_are_refused(model):
     with pytest.raises(ValueError, match="back end 'tpu' is unknown; expected some of eager"):
         benchmark(model, backends=("tpu",))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frameflex.cli.options import frame_counts, parser_of, positive
+from frameflex.cli.options import PRECISIONS, frame_counts, parser_of, positive
 
 if TYPE_CHECKING:
-    from frameflex.deploy.benchmark import BenchmarkReport
+    from frameflex.deploy.benchmark import BenchmarkReport, Timing
 
 # Named here so that --help needs no torch.
 BACKENDS = (
@@ -41,6 +41,14 @@ def run(argv: list[str], console: Any) -> int:
     parser.add_argument(
         "--backends", type=_backends, default=BACKENDS, help=f"some of {', '.join(BACKENDS)} (default: all)"
     )
+    parser.add_argument(
+        "--precision",
+        type=_precisions,
+        default=("auto",),
+        metavar="PRECISIONS",
+        help="such as float32,bfloat16, for the back ends that have a choice; auto: what the hardware does fast "
+        "(default: auto)",
+    )
     parser.add_argument("--runs", type=_runs, default=10, help="pairs for each (default: 10)")
     parser.add_argument("--threads", type=positive, help="CPU threads of torch (default: its own choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
@@ -65,6 +73,7 @@ def run(argv: list[str], console: Any) -> int:
             frame_counts=args.frames,
             batches=args.batch,
             size=size,
+            precisions=args.precision,
             num_runs=args.runs,
             on_progress=on_progress,
         )
@@ -114,7 +123,7 @@ def _table(report: BenchmarkReport) -> Any:
     for timing in report.timings:
         low, high = timing.ratio_quartiles
         table.add_row(
-            timing.backend,
+            _name(timing),
             str(timing.num_frames),
             str(timing.batch),
             f"{timing.seconds * 1e3:.1f}",
@@ -147,13 +156,32 @@ def _plot(report: BenchmarkReport, network: str, path: Path) -> None:
                 va="center",
                 fontsize=8,
             )
-        axes.set_yticks(list(places), [f"{t.backend}, T = {t.num_frames}, batch {t.batch}" for t in timings])
+        axes.set_yticks(list(places), [f"{_name(t)}, T = {t.num_frames}, batch {t.batch}" for t in timings])
         axes.set_xlabel("milliseconds a batch (median)")
         axes.margins(x=0.25)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
 
     save_figure(path, draw, size=(8, 1.5 + 0.55 * len(report.timings)))
+
+
+def _name(timing: Timing) -> str:
+    """Of the back end, with the precision where it isn't float32 or said by the name."""
+    plain = timing.precision in ("float32", "int8")
+    return timing.backend if plain else f"{timing.backend}, {timing.precision}"
+
+
+def _precisions(text: str) -> tuple[str, ...]:
+    import argparse
+
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    known = [name for name in PRECISIONS if name != "int8"]
+    if not names or not set(names) <= set(known):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; expected some of {', '.join(known)}. int8 is timed by the back ends onnxruntime-int8 and "
+            "openvino-int8"
+        )
+    return names
 
 
 def _backends(text: str) -> tuple[str, ...]:

@@ -8,12 +8,14 @@ from typing import Any
 from frameflex.cli.options import (
     add_bad_video_options,
     add_device_option,
+    add_precision_option,
     check_inputs_stay,
     fail,
     frame_counts,
     make_folder,
     parser_of,
     positive,
+    say_precision,
 )
 
 
@@ -48,6 +50,7 @@ def run(argv: list[str], console: Any) -> int:
         "--allow-worse", action="store_true", help="write the result also where held-out accuracy fell"
     )
     add_device_option(parser)
+    add_precision_option(parser, default="float32")
     args = parser.parse_args(argv)
     from frameflex.checkpoint import load_checkpoint, save_checkpoint
     from frameflex.console import progress
@@ -60,6 +63,7 @@ def run(argv: list[str], console: Any) -> int:
         measure,
         videos_for_calibration,
     )
+    from frameflex.models.precision import chosen_precision, computing_in
 
     check_inputs_stay([args.output], [args.checkpoint, args.quarantine, *args.videos])
     if args.output.exists():
@@ -68,6 +72,8 @@ def run(argv: list[str], console: Any) -> int:
         return fail(f"--output {args.output}: expected a name that ends in .safetensors", status=2)
     make_folder(args.output.parent)
     device = chosen_device(args.device)
+    precision = chosen_precision(args.precision, device)
+    say_precision(console, args.precision, precision)
     checkpoint = load_checkpoint(args.checkpoint)
     checkpoint.model.to(device)
     videos = videos_for_calibration(
@@ -78,12 +84,12 @@ def run(argv: list[str], console: Any) -> int:
         "num_workers": args.workers,
         "on_bad_video": args.on_bad_video,
     }
-    measured_before = measure(checkpoint, videos, args.frames, **loading)
-    with progress(console, "calibrating") as on_progress:
+    measured_before = measure(checkpoint, videos, args.frames, precision=precision, **loading)
+    with progress(console, "calibrating") as on_progress, computing_in(precision, device):
         bad = calibrate(checkpoint, videos.measured_on, args.frames, **loading, on_progress=on_progress)
     # Trained counts as well: one without a temperature would take a neighbour's.
     counts_after = [*args.frames, *checkpoint.frame_counts]
-    measured_after = measure(checkpoint, videos, counts_after, **loading)
+    measured_after = measure(checkpoint, videos, counts_after, precision=precision, **loading)
     if measured_before is None or measured_after is None:
         console.print(f"accuracy not measured: {videos.why_not}")
     else:

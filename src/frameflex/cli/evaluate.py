@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from frameflex.cli.options import (
     add_bad_video_options,
     add_loading_options,
+    add_precision_option,
     add_views_option,
     check_inputs_stay,
     frame_counts,
     make_folder,
     parser_of,
+    say_precision,
 )
 
 if TYPE_CHECKING:
@@ -81,6 +83,7 @@ def run(argv: list[str], console: Any) -> int:
         skip="count and list them beside the numbers, and stop when more than 1 %% and more than 3 are bad",
     )
     add_loading_options(parser)
+    add_precision_option(parser, default="float32")
     args = parser.parse_args(argv)
     if len(args.checkpoints) > 1 and not args.compare:
         parser.error(f"{len(args.checkpoints)} checkpoints are given; add --compare to measure them together")
@@ -95,6 +98,7 @@ def run(argv: list[str], console: Any) -> int:
     from frameflex.engine.baseline import measure_baseline
     from frameflex.engine.evaluation import evaluate, load_networks
     from frameflex.models.frame_flexible import serve_untrained
+    from frameflex.models.precision import chosen_precision
 
     networks = {name: load_networks(path) for name, path in short_names(args.checkpoints).items()}
     # Curves are compared over the same frame counts.
@@ -105,6 +109,8 @@ def run(argv: list[str], console: Any) -> int:
             f"--adaptive at {counts[0]} frames alone; expected several counts, such as --frames 4,8,16"
         )
     device = chosen_device(args.device)
+    precision = chosen_precision(args.precision, device)
+    say_precision(console, args.precision, precision)
     if args.output:
         suffixes = [f"-{name.replace('/', '-')}" for name in networks] if args.compare else [""]
         written = ["report.html", "results.json", "accuracy.png", "adaptive.png"]
@@ -163,6 +169,7 @@ def run(argv: list[str], console: Any) -> int:
                 on_bad_video=args.on_bad_video,
                 label_sets=label_sets,
                 temperature=checkpoint.temperature,
+                precision=precision,
                 on_progress=on_progress,
             )
         known = seen[name]

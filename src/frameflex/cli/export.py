@@ -7,7 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from frameflex.cli.options import add_bad_video_options, check_place, frame_counts, parser_of, positive
+from frameflex.cli.options import (
+    PRECISIONS,
+    add_bad_video_options,
+    check_place,
+    frame_counts,
+    parser_of,
+    positive,
+)
 
 FORMATS = ("onnx", "openvino", "torchexport", "torchscript")  # named here so that --help needs no torch
 
@@ -33,6 +40,13 @@ def run(argv: list[str], console: Any) -> int:
     )
     parser.add_argument(
         "--batch", type=_batch, default="dynamic", help='clips at once: a number, or "dynamic" (default)'
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="what the graphs hold: float32 (which auto is), float16 (the same as --half) or int8 (with --int8). In "
+        "what OpenVINO computes a float32 graph is chosen where it runs, by predict --precision",
     )
     smaller = parser.add_mutually_exclusive_group()
     smaller.add_argument("--half", action="store_true", help="half-precision weights and arithmetic")
@@ -81,6 +95,7 @@ def run(argv: list[str], console: Any) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the manifest instead of the folder's name")
     args = parser.parse_args(argv)
+    _check_precision(parser, args)
     if args.step:
         return _export_step(parser, args, console)
     from frameflex.checkpoint import load_checkpoint
@@ -135,6 +150,22 @@ def run(argv: list[str], console: Any) -> int:
         console.print(line)
     print(json.dumps(manifest, indent=1, ensure_ascii=False) if args.json else args.output)  # noqa: T201
     return 0
+
+
+def _check_precision(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """--precision beside --half and --int8, which say the same."""
+    held = "int8" if args.int8 else "float16" if args.half else None
+    if args.precision == "bfloat16":
+        parser.error(
+            "--precision bfloat16: graphs hold float32, float16 or int8; export float32 to openvino, and "
+            "give --precision bfloat16 to frameflex predict, where it runs"
+        )
+    if args.precision == "int8" and not args.int8:
+        parser.error("--precision int8 needs videos to calibrate with; give --int8 VIDEO")
+    if args.precision != "auto" and held not in (None, args.precision):
+        given = "--int8" if args.int8 else "--half"
+        parser.error(f"--precision {args.precision} and {given} contradict each other; expected one of them")
+    args.half = args.half or args.precision == "float16"
 
 
 def _export_step(parser: argparse.ArgumentParser, args: argparse.Namespace, console: Any) -> int:

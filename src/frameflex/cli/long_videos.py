@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frameflex.cli.event_options import add_event_options, detector_of, seconds
-from frameflex.cli.options import check_inputs_stay
+from frameflex.cli.options import check_inputs_stay, say_precision
 
 if TYPE_CHECKING:
     from frameflex.deploy.long_videos.events import Event, Segment
@@ -91,6 +91,7 @@ def recognize_long(
     for target in [*outputs, *timelines, *annotated]:
         if target is not None:
             check_writable(target)
+    say_precision(console, args.precision, recognizer.precision)
     failed = 0
     for file, output, timeline, video in zip(files, outputs, timelines, annotated, strict=True):
         try:

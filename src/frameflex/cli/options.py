@@ -7,12 +7,13 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from frameflex.addresses import without_secrets
 
 MAX_FRAMES = 1024
 VIEWS = ("1x1", "2x1", "1x3", "2x3")  # named here so that --help needs no torch
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")  # likewise
 
 
 def parser_of(verb: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -52,6 +53,24 @@ def add_loading_options(parser: argparse.ArgumentParser, *, batch_size: int = 8,
 def add_device_option(parser: argparse.ArgumentParser) -> None:
     """--device."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+
+
+def add_precision_option(parser: argparse.ArgumentParser, *, default: str = "auto") -> None:
+    """--precision."""
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=default,
+        help="what the network computes in; auto: what the hardware does fast, bfloat16 on CPUs with AMX or "
+        f"AVX512-BF16 and on newer GPUs, else float32; int8: of an export in int8 (default: {default})",
+    )
+
+
+def say_precision(console: Any, asked: str, chosen: str) -> None:
+    """In one line what --precision auto came to."""
+    if asked == "auto":
+        exact = "" if chosen == "float32" else "; --precision float32 gives the exact answers"
+        console.print(f"computing in {chosen}, by what this hardware does fast{exact}")
 
 
 def add_bad_video_options(parser: argparse.ArgumentParser, *, default: str = "error", skip: str) -> None:

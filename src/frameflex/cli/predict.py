@@ -13,11 +13,13 @@ from frameflex.cli.manifests import add_manifest_options, check_manifest_options
 from frameflex.cli.options import (
     add_bad_video_options,
     add_loading_options,
+    add_precision_option,
     add_views_option,
     budget,
     frame_count,
     parser_of,
     positive,
+    say_precision,
 )
 
 
@@ -53,6 +55,7 @@ def run(argv: list[str], console: Any) -> int:
     add_views_option(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line on standard output")
     add_loading_options(parser)
+    add_precision_option(parser)
     add_bad_video_options(parser, default="skip", skip="report it, go on, and exit with status 1")
     add_window_options(parser)
     add_manifest_options(parser)
@@ -68,12 +71,13 @@ def run(argv: list[str], console: Any) -> int:
     from frameflex.deploy.recognizer import Recognizer
     from frameflex.video import VideoError
 
-    recognizer = Recognizer.from_checkpoint(args.checkpoint, device=args.device)
+    recognizer = Recognizer.from_checkpoint(args.checkpoint, device=args.device, precision=args.precision)
     files, left_out = quarantined_files(find_video_files(args.videos), args.quarantine)
     for file, reason in left_out.items():
         console.print(f"left out: {file}: {reason}", markup=False)
     if args.window is not None:
         return recognize_long(args, recognizer, files, console)
+    say_precision(console, args.precision, recognizer.precision)
     failed = 0
     answers = recognizer.recognize_many(
         files,

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frameflex.cli.event_options import add_event_options, detector_of, seconds
-from frameflex.cli.options import check_inputs_stay, frame_count, parser_of, positive
+from frameflex.cli.options import (
+    add_device_option,
+    add_precision_option,
+    check_inputs_stay,
+    frame_count,
+    parser_of,
+    positive,
+    say_precision,
+)
 
 if TYPE_CHECKING:
     from frameflex.deploy.live.sources import LiveFrame, LiveSource, Notice
@@ -96,7 +104,8 @@ def run(argv: list[str], console: Any) -> int:
         metavar="TIME",
         help="so long without a picture ends a source that can't be reached (default: 60s)",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    add_device_option(parser)
+    add_precision_option(parser)
     args = parser.parse_args(argv)
     if args.sources.count("-") > 1:
         parser.error("- is given twice; standard input is one source")
@@ -128,6 +137,7 @@ def run(argv: list[str], console: Any) -> int:
         nothing=args.nothing,
         num_streams=len(args.sources),
         device=args.device,
+        precision=args.precision,
     )
     # The first forward is the slowest: live pictures shouldn't wait for it.
     blank = torch.zeros(3, 64, 64, dtype=torch.uint8)
@@ -148,6 +158,7 @@ def run(argv: list[str], console: Any) -> int:
         )
         for source in args.sources
     ]
+    say_precision(console, args.precision, recognizer.precision)
     with contextlib.ExitStack() as stack:
         window = stack.enter_context(_Window(len(sources))) if args.show else None
         stack.enter_context(_terminate_like_interrupt())

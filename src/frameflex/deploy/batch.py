@@ -149,6 +149,7 @@ def predict_manifest(
             "part_format": part_format,
             "checkpoint_sha256": checkpoint_digest,
             "quarantine_sha256": _digest_of_text(json.dumps(sorted((quarantine or {}).items()))),
+            "precision": recognizer.precision,
             **{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(options).items()},
         },
     )
@@ -257,6 +258,7 @@ def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
     there = _read_plan(folder) or {}
     # Where the manifest lies may change, as long as it is the same one.
+    there.setdefault("precision", "float32")  # plans of a time when there was no other
     differing = [name for name in plan if name != "manifest" and there.get(name) != plan[name]]
     if differing:
         what = ", ".join(f"{name} {there.get(name)!r} there, {plan[name]!r} now" for name in differing)

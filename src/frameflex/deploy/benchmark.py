@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from frameflex.checkpoint import Checkpoint
 from frameflex.data.transforms import Preprocessing
 from frameflex.models import TSM, create_model
+from frameflex.models.precision import check_precision, chosen_precision, computing_in, fast_precision
 
 Run = Callable[[Tensor], Any]
 
@@ -33,7 +34,7 @@ _PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "nncf", "av")
 
 
 class Unavailable(Exception):
-    """A back end that can't run here; the message says why."""
+    """A back end that can't run here, or not in this precision; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Timing:
 
     Attributes:
         backend: one of `BACKENDS`.
+        precision: what it computed in.
         num_frames: T.
         batch: clips at once.
         seconds: median time of a batch.
@@ -53,6 +55,7 @@ class Timing:
     """
 
     backend: str
+    precision: str
     num_frames: int
     batch: int
     seconds: float
@@ -73,7 +76,7 @@ class BenchmarkReport:
 
     Attributes:
         timings: in the order measured.
-        unavailable: back ends that can't run here, each with the reason.
+        unavailable: back ends that can't run here, or not in a precision, each with the reason.
         hardware: of this machine, and versions.
     """
 
@@ -93,6 +96,7 @@ def benchmark(
     frame_counts: Sequence[int] = (8, 16),
     batches: Sequence[int] = (1,),
     size: int | tuple[int, int] = 224,
+    precisions: Sequence[str] = ("float32",),
     num_runs: int = 10,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> BenchmarkReport:
@@ -107,6 +111,8 @@ def benchmark(
         frame_counts: T's.
         batches: clips at once.
         size: pixels ``(height, width)``, or the side of a square.
+        precisions: of `PRECISIONS`, each timed on every back end that has a choice; int8 back ends are timed in int8.
+            "auto" is what each does fast.
         num_runs: pairs for each, at least 2, after one that warms up.
         on_progress: called with (settings done, settings in all).
 
@@ -122,20 +128,40 @@ def benchmark(
     height, width = (size, size) if isinstance(size, int) else size
     if min([*frame_counts, *batches, height, width]) < 1:
         raise ValueError("frame counts, batches and size must be at least 1")
+    asked = [check_precision(precision) for precision in precisions]
     report = BenchmarkReport(hardware=hardware())
     plain = without_shift(model)
-    settings = [(name, count, batch) for name in names for count in frame_counts for batch in batches]
-    for done, (name, num_frames, batch) in enumerate(settings, start=1):
-        if name not in report.unavailable:
+    settings = [
+        (name, precision, count, batch)
+        for name in names
+        for precision in _precisions(name, asked)
+        for count in frame_counts
+        for batch in batches
+    ]
+    for done, (name, precision, num_frames, batch) in enumerate(settings, start=1):
+        told = name if precision in ("float32", "int8") else f"{name}, {precision}"
+        if told not in report.unavailable:
             clip = torch.randn(batch, 3, num_frames, height, width)
             try:
-                runs = [BACKENDS[name](network, clip) for network in (model, plain)]
-                report.timings.append(_timing(name, clip, runs, num_runs))
+                runs = [BACKENDS[name](network, clip, precision) for network in (model, plain)]
+                report.timings.append(_timing(name, precision, clip, runs, num_runs))
             except Unavailable as error:
-                report.unavailable[name] = str(error)
+                report.unavailable[told] = str(error)
         if on_progress:
             on_progress(done, len(settings))
     return report
+
+
+def _precisions(backend: str, asked: Sequence[str]) -> list[str]:
+    """What a back end is timed in: "auto" resolved, each once."""
+    if backend.endswith("int8"):
+        return ["int8"]
+    if backend == "onnxruntime":
+        fast = "float32"
+    else:
+        on_gpu = backend.startswith("cuda") and torch.cuda.is_available()
+        fast = fast_precision("cuda" if on_gpu else "cpu")[0]
+    return list(dict.fromkeys(fast if precision == "auto" else precision for precision in asked))
 
 
 def without_shift(model: TSM) -> TSM:
@@ -146,12 +172,12 @@ def without_shift(model: TSM) -> TSM:
     return create_model(**config).eval()
 
 
-def _timing(name: str, clip: Tensor, runs: Sequence[Run], num_runs: int) -> Timing:
+def _timing(name: str, precision: str, clip: Tensor, runs: Sequence[Run], num_runs: int) -> Timing:
     times = paired_seconds([lambda run=run: run(clip) for run in runs], num_runs)  # type: ignore[misc]
     ratio, low, high = spread([ours / plain for ours, plain in zip(*times, strict=True)])
     seconds, *quartiles = spread(times[0])
     return Timing(
-        name, clip.shape[2], len(clip), seconds, (quartiles[0], quartiles[1]), statistics.median(times[1]),
+        name, precision, clip.shape[2], len(clip), seconds, (quartiles[0], quartiles[1]), statistics.median(times[1]),
         ratio, (low, high), num_runs,
     )  # fmt: skip
 
@@ -219,14 +245,14 @@ def _private(model: nn.Module, device: str = "cpu", dtype: torch.dtype | None = 
     return copy.deepcopy(model).eval().to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _eager(model: TSM, clip: Tensor) -> Run:
-    return _inference(_private(model))
+def _eager(model: TSM, clip: Tensor, precision: str = "float32") -> Run:
+    return _inference(_private(model), _possible(precision, "cpu"))
 
 
-def _compiled(model: TSM, clip: Tensor) -> Run:
+def _compiled(model: TSM, clip: Tensor, precision: str = "float32") -> Run:
     """torch.compile, as a user calls it; compiled here, so that no timed run compiles."""
     torch._dynamo.reset()
-    run = _inference(torch.compile(_private(model), dynamic=False))
+    run = _inference(torch.compile(_private(model), dynamic=False), _possible(precision, "cpu"))
     try:
         run(clip)
     except RuntimeError as error:
@@ -236,29 +262,37 @@ def _compiled(model: TSM, clip: Tensor) -> Run:
     return run
 
 
-def _inference(module: Callable[[Tensor], Tensor]) -> Run:
+def _possible(precision: str, device: str) -> str:
+    try:
+        return chosen_precision(precision, device)
+    except ValueError as error:
+        raise Unavailable(str(error)) from error
+
+
+def _inference(module: Callable[[Tensor], Tensor], precision: str = "float32") -> Run:
     def run(clip: Tensor) -> Tensor:
-        with torch.inference_mode():
+        with torch.inference_mode(), computing_in(precision, clip.device):
             return module(clip)
 
     return run
 
 
-def _cuda(model: TSM, clip: Tensor) -> Run:
-    return _on_cuda(model, clip, compiled=False)
+def _cuda(model: TSM, clip: Tensor, precision: str = "bfloat16") -> Run:
+    return _on_cuda(model, clip, precision, compiled=False)
 
 
-def _cuda_compiled(model: TSM, clip: Tensor) -> Run:
-    return _on_cuda(model, clip, compiled=True)
+def _cuda_compiled(model: TSM, clip: Tensor, precision: str = "bfloat16") -> Run:
+    return _on_cuda(model, clip, precision, compiled=True)
 
 
-def _on_cuda(model: TSM, clip: Tensor, *, compiled: bool) -> Run:
-    """bfloat16, channels-last; the clip is copied once, outside of what is timed."""
+def _on_cuda(model: TSM, clip: Tensor, precision: str, *, compiled: bool) -> Run:
+    """Weights in the precision, channels-last; the clip is copied once, outside of what is timed."""
     if not torch.cuda.is_available():
         raise Unavailable("torch sees no CUDA device")
-    module: Callable[[Tensor], Tensor] = _private(model, "cuda", torch.bfloat16)
+    dtype = getattr(torch, _possible(precision, "cuda"))
+    module: Callable[[Tensor], Tensor] = _private(model, "cuda", dtype)
     module = torch.compile(module, dynamic=False) if compiled else module
-    moved = clip.to("cuda", torch.bfloat16)
+    moved = clip.to("cuda", dtype)
     infer = _inference(module)
 
     def run(_: Tensor) -> None:
@@ -270,13 +304,13 @@ def _on_cuda(model: TSM, clip: Tensor, *, compiled: bool) -> Run:
     return run
 
 
-def _exported(format: str, *, int8: bool = False) -> Callable[[TSM, Tensor], Run]:
-    def prepare(model: TSM, clip: Tensor) -> Run:
+def _exported(format: str, *, int8: bool = False) -> Callable[..., Run]:
+    def prepare(model: TSM, clip: Tensor, precision: str | None = None) -> Run:
         packages = {"onnx": ["onnx", "onnxscript", "onnxruntime"], "openvino": ["openvino"]}[format]
         for package in [*packages, *(["nncf"] if int8 and format == "openvino" else [])]:
             if importlib.util.find_spec(package) is None:
                 raise Unavailable(f"{package} is not installed: pip install 'frameflex[export]'")
-        from frameflex.export import export, load_exported
+        from frameflex.export import ExportedModel, export, load_exported
 
         num_frames, height, width = clip.shape[2:]
         classes = [str(i) for i in range(model.config["num_classes"])]
@@ -295,6 +329,11 @@ def _exported(format: str, *, int8: bool = False) -> Callable[[TSM, Tensor], Run
                 min_agreement=0,
             )
             graph = load_exported(path).model
+            assert isinstance(graph, ExportedModel)
+            try:
+                graph.compute_in(precision)
+            except ValueError as error:
+                raise Unavailable(str(error)) from error
             graph(clip)  # opens the session while the file is there
         return graph
 
@@ -330,7 +369,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-BACKENDS: dict[str, Callable[[TSM, Tensor], Run]] = {
+BACKENDS: dict[str, Callable[..., Run]] = {
     "eager": _eager,
     "compile": _compiled,
     "onnxruntime": _exported("onnx"),

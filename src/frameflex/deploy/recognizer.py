@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.data.clips import ClipDataset
@@ -18,6 +19,8 @@ from frameflex.data.records import VideoList, VideoRecord
 from frameflex.data.transforms import VIEWS, EvalTransform
 from frameflex.deploy.inputs import is_many, open_input
 from frameflex.export import is_export, load_exported
+from frameflex.export.running import ExportedModel
+from frameflex.models.precision import chosen_precision, computing_in
 from frameflex.models.tsm import checked_num_frames, classify_views
 from frameflex.video import VideoError
 
@@ -40,7 +43,9 @@ class Prediction:
     probability: float
 
 
-def load(source: str | Path, *, device: str | torch.device | None = None) -> Recognizer:
+def load(
+    source: str | Path, *, device: str | torch.device | None = None, precision: str | None = None
+) -> Recognizer:
     """A network that is ready to recognise, from a name, a path or an address.
 
     Args:
@@ -48,9 +53,11 @@ def load(source: str | Path, *, device: str | torch.device | None = None) -> Rec
             folder of `Checkpoint.save_pretrained` or of `frameflex export`, a repository ``owner/name`` of the
             Hugging Face hub, or an address ``hf://`` or ``https://`` with a checksum.
         device: where the network runs; by default the best there is.
+        precision: as for a `Recognizer`.
 
     Raises:
         FileNotFoundError, CheckpointError: if there is nothing of that name, or it can't be used.
+        ValueError: if the device or the export can't do the precision.
 
     Examples:
         >>> import frameflex
@@ -62,7 +69,7 @@ def load(source: str | Path, *, device: str | torch.device | None = None) -> Rec
         >>> recognizer.pipeline("clip.mp4", top_k=1)
         [{'score': 1.0, 'label': 'going right'}]
     """
-    return Recognizer.from_pretrained(source, device=device)
+    return Recognizer.from_pretrained(source, device=device, precision=precision)
 
 
 class Recognizer:
@@ -71,6 +78,15 @@ class Recognizer:
     Args:
         checkpoint: as `load_checkpoint` gives it.
         device: where the network runs; by default the best there is.
+        precision: what the network computes in: "float32", "bfloat16", "float16", "int8", or "auto" for the fastest
+            of those that the device is made for (bfloat16 on CPUs with AMX or AVX512-BF16 and on GPUs from compute
+            capability 8.0). By default float32, and an export's own.
+
+    Attributes:
+        precision: what it computes in, "auto" resolved.
+
+    Raises:
+        ValueError: if the device or the export can't do the precision.
 
     Example::
 
@@ -78,28 +94,39 @@ class Recognizer:
         print(recognizer("clip.mp4", num_frames=8)[0].label)
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str | torch.device | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str | torch.device | None = None,
+        precision: str | None = None,
+    ) -> None:
         self.checkpoint = checkpoint
         self.device = chosen_device(device)
+        self.precision = precision_of(checkpoint.model, precision, self.device)
         self.model = checkpoint.model.eval().to(self.device).to(memory_format=torch.channels_last)
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, *, device: str | torch.device | None = None) -> Recognizer:
+    def from_checkpoint(
+        cls, path: str | Path, *, device: str | torch.device | None = None, precision: str | None = None
+    ) -> Recognizer:
         """Load a ``.safetensors`` checkpoint, or an export of `frameflex export`, which runs on the CPU.
 
         Raises:
             FileNotFoundError, CheckpointError: as `load_checkpoint` and `load_exported`.
         """
         if is_export(path):
-            return cls(load_exported(path), device="cpu")
-        return cls(load_checkpoint(path), device=device)
+            return cls(load_exported(path), device="cpu", precision=precision)
+        return cls(load_checkpoint(path), device=device, precision=precision)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, device: str | torch.device | None = None) -> Recognizer:
+    def from_pretrained(
+        cls, source: str | Path, *, device: str | torch.device | None = None, precision: str | None = None
+    ) -> Recognizer:
         """As `load`."""
         if is_export(source):
-            return cls(load_exported(source), device="cpu")
-        return cls(Checkpoint.from_pretrained(source), device=device)
+            return cls(load_exported(source), device="cpu", precision=precision)
+        return cls(Checkpoint.from_pretrained(source), device=device, precision=precision)
 
     @overload
     def __call__(
@@ -299,7 +326,7 @@ class Recognizer:
         )
 
     def _classify(self, clips: Tensor, names: Sequence[str] = ()) -> Tensor:
-        with torch.inference_mode():
+        with torch.inference_mode(), computing(self.model, self.precision, self.device):
             return classify_views(self.model, clips.to(self.device), names=names).cpu()  # (B, K)
 
     def _probabilities(self, logits: Tensor) -> Tensor:
@@ -315,6 +342,24 @@ class Recognizer:
             Prediction(names[index], index, probability)
             for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
+
+
+def precision_of(model: nn.Module, precision: str | None, device: torch.device) -> str:
+    """What a checkpoint's model, or an export, computes in on a device; `Recognizer` says what can be asked for.
+
+    Raises:
+        ValueError: if there is no such precision, or the device or the export can't do it.
+    """
+    if isinstance(model, ExportedModel):
+        return model.compute_in(precision)
+    return chosen_precision(precision or "float32", device)
+
+
+def computing(
+    model: nn.Module, precision: str, device: torch.device
+) -> contextlib.AbstractContextManager[object]:
+    """A block in which the model computes in a precision; an export does so by itself."""
+    return contextlib.nullcontext() if isinstance(model, ExportedModel) else computing_in(precision, device)
 
 
 def chosen_device(device: str | torch.device | None) -> torch.device:

@@ -28,7 +28,10 @@ from frameflex.data.transforms import VIEWS, EvalTransform, Preprocessing
 from frameflex.engine.confidence import calibration_error
 from frameflex.engine.recipe import read_yaml
 from frameflex.models.frame_flexible import nearest_count
+from frameflex.models.precision import chosen_precision, computing_in
 from frameflex.models.tsm import TSM, classify_views
+
+_OF_ACCELERATE = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Evaluation:
         trained_on: names of measured videos that the model was trained on; None where that is not known.
         temperatures: T -> what `logits` are divided by before they become probabilities; 1 where none is given.
         videos: those that were measured, in the order of `names`; None where nobody kept them.
+        precision: in which the network computed.
     """
 
     results: list[CountResult]
@@ -93,6 +97,7 @@ class Evaluation:
     trained_on: list[str] | None = None
     temperatures: dict[int, float] = field(default_factory=dict)
     videos: VideoList | None = None
+    precision: str = "float32"
 
     def at(self, num_frames: int) -> CountResult:
         """The result at one frame count; KeyError where it was not measured."""
@@ -128,6 +133,7 @@ class Evaluation:
         return {
             "protocol": {
                 "views": self.views,
+                "precision": self.precision,
                 "num_videos": len(self.names),
                 "num_undecodable": len(self.bad),
                 "num_left_out": len(self.left_out),
@@ -159,6 +165,7 @@ def evaluate(
     accelerator: Accelerator | None = None,
     label_sets: LabelSets | None = None,
     temperature: Callable[[int], float] | None = None,
+    precision: str = "float32",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Measure a model on labelled videos at several frame counts; each video is decoded once for all of them.
@@ -179,13 +186,14 @@ def evaluate(
         accelerator: of a run in several processes; each video is measured by one of them.
         label_sets: where labels stand for sets of classes.
         temperature: T -> that of the checkpoint, `Checkpoint.temperature`; by default 1.
+        precision: of `PRECISIONS`, what the network computes in; the accelerator's, where there is one.
         on_progress: called with (videos done, videos in all) of this process.
 
     Returns:
         The measurements, the same in every process.
 
     Raises:
-        ValueError: if a video has no label or an argument is out of range.
+        ValueError: if a video has no label or an argument is out of range, or the device can't do the precision.
         VideoError: at the first file that can't be decoded, unless skipped.
         NotFinite: if the network gives NaN or infinite logits.
     """
@@ -211,6 +219,9 @@ def evaluate(
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     mine = range(rank, len(dataset), world)
     device = next(model.parameters()).device
+    precision = (
+        _OF_ACCELERATE[accelerator.mixed_precision] if accelerator else chosen_precision(precision, device)
+    )
     was_training = model.training
     model.eval()
     done, seconds, gflops = 0, dict.fromkeys(counts, 0.0), dict.fromkeys(counts, 0.0)
@@ -233,7 +244,7 @@ def evaluate(
                         if not gflops[count]:
                             gflops[count] = clip_gflops(model, clips[0, :1])
                         start = _now(device)
-                        with accelerator.autocast() if accelerator else torch.autocast("cpu", enabled=False):
+                        with accelerator.autocast() if accelerator else computing_in(precision, device):
                             answer = classify_views(model, clips, names=names)
                         seconds[count] += _now(device) - start
                         logits.append(answer.cpu())
@@ -294,6 +305,7 @@ def evaluate(
         labels=labels,
         logits=by_count,
         views=views,
+        precision=precision,
         bad=sorted(bad, key=lambda item: item.index),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         left_out=list(videos.left_out),

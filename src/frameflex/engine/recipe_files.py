@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
+
+log = logging.getLogger(__name__)
 
 
 def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
@@ -24,6 +28,7 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
     import jsonargparse
 
     from frameflex.engine.recipe import Recipe, RecipeError, check_key, check_keys, known_keys, read_yaml
+    from frameflex.models.precision import PRECISIONS
 
     class RecipeParser(jsonargparse.ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -44,6 +49,12 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
         action="store_true",
         help="with VIDEOS: one network for T frames, half and a quarter of them (method ffn)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=list(PRECISIONS),
+        help="training.precision by the names that other commands have: float32, bfloat16, float16, or auto for what "
+        "the hardware does fast",
+    )
     parser.add_class_arguments(Recipe)
     arguments, given = list(argv), set()
     automatic = bool(arguments) and "--recipe" not in arguments and _are_videos(arguments[0])
@@ -56,11 +67,17 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
             path = find_recipe(arguments[i + 1])
             arguments[i + 1] = str(path)
             check_keys(read_yaml(path), str(path))
-        elif argument.startswith("--") and argument not in (
-            "--recipe",
-            "--resume",
-            "--help",
-            "--any-frame-count",
+        elif (
+            argument.startswith("--")
+            and argument
+            not in (
+                "--recipe",
+                "--resume",
+                "--help",
+                "--any-frame-count",
+                "--precision",
+            )
+            and not argument.startswith("--precision=")
         ):
             key = argument[2:].split("=")[0].rstrip("+")
             if not key.startswith("print_config"):
@@ -84,7 +101,36 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
         raise RecipeError(
             "--any-frame-count goes with a folder of videos; with a recipe give --method ffn and --clip.frame_counts"
         )
+    if parsed.precision is not None:
+        if "training.precision" in given:
+            raise RecipeError("both --precision and --training.precision are given; expected one of them")
+        precision = training_precision(parsed.precision)
+        recipe = replace(recipe, training=replace(recipe.training, precision=precision))
     return recipe, bool(parsed.resume)
+
+
+def training_precision(precision: str) -> Literal["no", "bf16", "fp16"]:
+    """`Training.precision` that stands for a precision as other commands name it, on the device of a run.
+
+    Raises:
+        RecipeError: if networks can't be trained in it here.
+    """
+    import torch
+
+    from frameflex.engine.recipe import RecipeError
+    from frameflex.models.precision import chosen_precision, possible_precisions
+
+    names: dict[str, Literal["no", "bf16", "fp16"]] = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if precision != "auto" and precision not in possible_precisions(device):
+        raise RecipeError(
+            f"--precision {precision}: networks can't be trained in that on {device}; expected auto, "
+            f"{', '.join(possible_precisions(device))}"
+        )
+    chosen = chosen_precision(precision, device)
+    if precision == "auto":
+        log.info("training in %s, by what this hardware does fast", chosen)
+    return names[chosen]
 
 
 def _are_videos(name: str) -> bool:

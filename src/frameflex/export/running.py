@@ -16,6 +16,7 @@ from frameflex.checkpoint.format import checked_temperatures
 from frameflex.data.transforms import Preprocessing
 from frameflex.export.manifest import read_manifest
 from frameflex.export.packages import ExportError, first_line, needed, openvino_core
+from frameflex.models.precision import check_precision, fast_precision
 from frameflex.models.tsm import check_clip
 
 
@@ -64,6 +65,7 @@ class ExportedModel(nn.Module):
         self.folder = folder
         self.frame_counts = tuple(sorted(count for count in self.graphs if count is not None))
         self.preprocessing = preprocessing
+        self._arithmetic: str | None = None
         self._sessions: dict[int | None, Callable[[np.ndarray], np.ndarray]] = {}
         self._lock = threading.Lock()  # one session serves one clip at a time: it uses all cores anyway
 
@@ -91,12 +93,51 @@ class ExportedModel(nn.Module):
         with self._lock:
             if count not in self._sessions:
                 self._sessions[count] = RUNNERS[self.graph_format](
-                    self.folder / self.graphs[count], self.precision
+                    self.folder / self.graphs[count], self._arithmetic or self.precision
                 )
             logits = [
                 self._run(self._sessions[count], part) for part in values.split(self.batch or len(values))
             ]
         return torch.cat(logits)
+
+    def compute_in(self, precision: str | None) -> str:
+        """Choose what the graphs are computed in from now on.
+
+        Args:
+            precision: of `PRECISIONS`; "auto" is what this CPU does fast where the runtime has a choice; None for the
+                graphs' own. OpenVINO computes graphs of float32 and half precision in others that this CPU has; all
+                other graphs have one precision.
+
+        Returns:
+            What was chosen.
+
+        Raises:
+            ValueError: if the graphs can't be computed in it here.
+        """
+        own = "float16" if self.precision == "half" else self.precision
+        possible: tuple[str, ...] = (own,)
+        if precision is None:
+            chosen = own
+        else:
+            possible = self._possible_precisions(own)
+            fast = fast_precision("cpu")[0]
+            auto = fast if fast in possible else own
+            chosen = auto if check_precision(precision) == "auto" else precision
+        if chosen not in possible:
+            raise ValueError(
+                f"precision is {chosen!r}, which this {self.graph_format} export of {own} can't be computed in here; "
+                f"expected {', '.join(('auto', *possible))}. Export again, or use the checkpoint itself"
+            )
+        with self._lock:
+            # Its own is left to the runner, which knows what a half-precision graph prefers.
+            self._arithmetic = None if chosen == own else chosen
+            self._sessions.clear()
+        return chosen
+
+    def _possible_precisions(self, own: str) -> tuple[str, ...]:
+        if self.graph_format != "openvino" or own == "int8":
+            return (own,)
+        return tuple(dict.fromkeys((own, "float32", *_openvino_precisions())))
 
     def _run(self, session: Callable[[np.ndarray], np.ndarray], clips: Tensor) -> Tensor:
         missing = (self.batch or 0) - len(clips)
@@ -169,7 +210,7 @@ def _run_onnx(path: Path, precision: str) -> Callable[[np.ndarray], np.ndarray]:
 def _run_openvino(path: Path, precision: str) -> Callable[[np.ndarray], np.ndarray]:
     openvino = needed("openvino", "running an OpenVINO file")
     # Left alone, OpenVINO computes in bfloat16 on CPUs that have it: faster, but not what a float32 model says.
-    options = {} if precision == "half" else {"INFERENCE_PRECISION_HINT": "f32"}
+    options = {} if precision == "half" else {"INFERENCE_PRECISION_HINT": HINTS[precision]}
     try:
         compiled = openvino_core().compile_model(str(path), "CPU", options)
     except RuntimeError as error:
@@ -179,6 +220,20 @@ def _run_openvino(path: Path, precision: str) -> Callable[[np.ndarray], np.ndarr
         ) from error
     request = compiled.create_infer_request()
     return lambda clips: request.infer([clips])[0]
+
+
+HINTS = {
+    "float32": "f32",
+    "bfloat16": "bf16",
+    "float16": "f16",
+    "int8": "f32",
+}  # of what int8 leaves over, too
+
+
+def _openvino_precisions() -> list[str]:
+    needed("openvino", "running an OpenVINO file")
+    found = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return [name for name, short in (("bfloat16", "BF16"), ("float16", "FP16")) if short in found]
 
 
 def _run_torchexport(path: Path, precision: str) -> Callable[[np.ndarray], np.ndarray]:

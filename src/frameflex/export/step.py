@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.export.manifest import describe, write_manifest
 from frameflex.export.packages import ExportError, first_line, needed, openvino_core
+from frameflex.export.running import HINTS
 from frameflex.models.causal import CausalStep
+from frameflex.models.precision import chosen_precision
 from frameflex.new_files import new_folder
 
 STEP_FORMATS = {"onnx": "step.onnx", "openvino": "step.xml"}
@@ -121,26 +123,34 @@ def export_step(
     return manifest
 
 
-def open_step(path: str | Path) -> Runner:
+def open_step(path: str | Path, *, precision: str = "float32") -> Runner:
     """Run an exported step: ``(frame, state) -> [logits, *state]``, all of them NumPy arrays.
 
     Args:
         path: the graph, ``step.onnx`` or ``step.xml``.
+        precision: what OpenVINO computes in: "float32", "bfloat16", or "auto" for what this CPU does fast; states and
+            logits stay float32.
 
     Raises:
+        ValueError: if this CPU or ONNX Runtime, which computes in float32, can't do the precision.
         ExportError: if the runtime is missing or can't run it.
     """
     path = Path(path)
+    hint = "float32" if path.suffix == ".onnx" and precision == "auto" else chosen_precision(precision, "cpu")
+    if path.suffix == ".onnx" and hint != "float32":
+        raise ValueError(
+            f"precision is {hint!r}, which ONNX Runtime doesn't compute {path.name} in; expected auto or float32"
+        )
     try:
         if path.suffix == ".onnx":
             runtime = needed("onnxruntime", "running an ONNX file")
             session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
             names = [tensor.name for tensor in session.get_inputs()]
             return lambda frame, state: session.run(None, dict(zip(names, [frame, *state], strict=True)))
-        # Left alone, OpenVINO computes in bfloat16 on CPUs that have it, which is not what a float32 model says.
+        # Left alone, OpenVINO computes in bfloat16 on CPUs that have it, whatever was asked for.
         request = (
             openvino_core()
-            .compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            .compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": HINTS[hint]})
             .create_infer_request()
         )
         return lambda frame, state: [array.copy() for array in request.infer([frame, *state]).to_tuple()]

@@ -10,6 +10,7 @@ import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from frameflex.models.precision import classified
 from frameflex.models.temporal_shift import TemporalShift, at_num_frames, shallow_copy, shifted_channels
 from frameflex.models.tsm import TSM
 
@@ -132,7 +133,7 @@ class CausalStep(nn.Module):
 
     def _run(self, state: Sequence[Tensor | None], frame: Tensor) -> tuple[Tensor, State]:
         kept: list[Any] = [None] * self.num_states
-        logits = self.head(_bound(self.backbone, self._plan, state, kept)(frame))
+        logits = classified(self.head, _bound(self.backbone, self._plan, state, kept)(frame))
         return logits, tuple(kept)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from frameflex.models.backbones import family_of, shift_sites, whole_blocks
 from frameflex.models.finite import finite
 from frameflex.models.non_local import NON_LOCALS, NonLocal, TemporalPool
+from frameflex.models.precision import classified
 from frameflex.models.temporal_shift import TemporalShift, at_num_frames, replace_module
 
 SHIFTS = ("bidirectional", "causal", "none")
@@ -199,7 +200,7 @@ class TSM(nn.Module):
             features = self.backbone(frames)  # (B * T, F)
         else:
             features = self._features(frames, num_frames, tuple(clip.shape))  # (B * T, F)
-        logits = self.head(self.dropout(features))
+        logits = classified(self.head, self.dropout(features))
         return logits.unflatten(0, (clip.shape[0], -1))  # (B, T, K)
 
     def _features(self, frames: Tensor, num_frames: int, shape: tuple[int, ...]) -> Tensor:

@@ -27,6 +27,8 @@ def accuracy_table(evaluations: Mapping[str, Evaluation]) -> Table:
     title = f"{len(first.names)} videos, views {first.views}; * trained at this count"
     if any(evaluation.bad for evaluation in evaluations.values()):
         title += f"; {len(first.bad)} undecodable ones left out"
+    if first.precision != "float32":
+        title += f"; computed in {first.precision}"
     remembered = max(len(evaluation.trained_on or ()) for evaluation in evaluations.values())
     if remembered:
         title += f"; {remembered} of them were trained on"

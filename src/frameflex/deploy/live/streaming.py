@@ -18,7 +18,7 @@ from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.data.sampling import eval_indices
 from frameflex.data.transforms import EvalTransform
 from frameflex.deploy.long_videos.events import Event, EventDetector
-from frameflex.deploy.recognizer import Prediction, chosen_device
+from frameflex.deploy.recognizer import Prediction, chosen_device, computing, precision_of
 from frameflex.models.causal import CausalStep, State
 from frameflex.models.finite import finite
 from frameflex.models.tsm import checked_num_frames
@@ -91,8 +91,10 @@ class StreamingRecognizer:
         nothing: class that stands for nothing happening; by default one of that name, where there is one.
         num_streams: streams that run side by side through `push_many`.
         device: where the network runs; by default the best there is.
+        precision: what the network computes in, as for a `Recognizer`; by default float32.
 
     Attributes:
+        precision: what it computes in, "auto" resolved.
         step: the `CausalStep` beneath, whose state is explicit; None with ``window``.
 
     Raises:
@@ -127,6 +129,7 @@ class StreamingRecognizer:
         nothing: str | None = None,
         num_streams: int = 1,
         device: str | torch.device | None = None,
+        precision: str | None = None,
     ) -> None:
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = load_checkpoint(checkpoint)
@@ -168,6 +171,7 @@ class StreamingRecognizer:
             )
         self.checkpoint = checkpoint
         self.device = chosen_device(device)
+        self.precision = precision_of(checkpoint.model, precision, self.device)
         self.model = checkpoint.model.eval().to(self.device).to(memory_format=torch.channels_last)
         self.window, self.hop = window, hop
         self.num_frames = window or num_frames or checkpoint.num_frames
@@ -323,7 +327,7 @@ class StreamingRecognizer:
     def _look(self, due: list[int], clips: Tensor) -> list[tuple[int, Tensor]]:
         """Logits ``(K,)`` by stream: of the frame, or of the window where one is due."""
         streams = [self._streams[number] for number in due]
-        with torch.inference_mode():
+        with torch.inference_mode(), computing(self.model, self.precision, self.device):
             if self.step is not None:
                 frames = clips[:, :, 0].to(self.device).contiguous(memory_format=torch.channels_last)
                 states = [stream.state or self._zeros for stream in streams]
