@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -20,7 +21,7 @@ from torchmetrics.functional.classification import (
 )
 
 from frameflex.checkpoint import WEIGHTS_NAME, Checkpoint, CheckpointError, load_checkpoint
-from frameflex.data.clips import ClipDataset
+from frameflex.data.clips import Batch, ClipDataset
 from frameflex.data.label_sets import LabelSets
 from frameflex.data.loading import read_batches
 from frameflex.data.records import BadVideo, BadVideos, VideoList
@@ -222,96 +223,188 @@ def evaluate(
     precision = (
         _OF_ACCELERATE[accelerator.mixed_precision] if accelerator else chosen_precision(precision, device)
     )
+    policy = BadVideos(len(mine), on_bad_video)
+    computing = accelerator.autocast if accelerator else lambda: computing_in(precision, device)
     was_training = model.training
     model.eval()
-    done, seconds, gflops = 0, dict.fromkeys(counts, 0.0), dict.fromkeys(counts, 0.0)
-    kept: list[tuple[int, int, list[Tensor]]] = []  # index, label, logits at each count
-    policy = BadVideos(len(mine), on_bad_video)
-    num_clips = 0
     try:
         with (
             torch.inference_mode(),
             read_batches(dataset, batch_size=batch_size, num_workers=num_workers, sampler=mine) as batches,
         ):
-            for batch in batches:
-                policy.add(batch.bad)
-                done += len(batch.labels) + len(batch.bad)
-                if len(batch.labels):
-                    logits = []
-                    names = [videos[index].name for index in batch.indices.tolist()]
-                    for count in counts:
-                        clips = batch.clips[count].to(device)  # (B, V, 3, T, H, W)
-                        if not gflops[count]:
-                            gflops[count] = clip_gflops(model, clips[0, :1])
-                        start = _now(device)
-                        with accelerator.autocast() if accelerator else computing_in(precision, device):
-                            answer = classify_views(model, clips, names=names)
-                        seconds[count] += _now(device) - start
-                        logits.append(answer.cpu())
-                    num_clips += len(batch.labels) * num_views * num_crops
-                    kept += zip(
-                        batch.indices.tolist(),
-                        batch.labels.tolist(),
-                        map(list, zip(*logits, strict=True)),
-                        strict=True,
-                    )
-                if on_progress:
-                    on_progress(done, len(mine))
+            share = _classify(model, videos, batches, counts, policy, computing, on_progress)
     finally:
         model.train(was_training)
-    bad = policy.found
     if world > 1:
-        # Rows are views of a batch's logits; unless copied, each would be sent with the whole batch.
-        kept = gather_object([(i, label, [row.clone() for row in rows]) for i, label, rows in kept])
-        bad = gather_object(bad)
-        shares = gather_object([(num_clips, seconds, gflops)])
-        num_clips = sum(clips for clips, _, _ in shares)
-        seconds = {count: max(spent[count] for _, spent, _ in shares) for count in counts}
-        gflops = {count: max(cost[count] for _, _, cost in shares) for count in counts}
-    kept.sort(key=lambda item: item[0])
-    labels = torch.tensor([label for _, label, _ in kept], dtype=torch.long)
-    by_count = {
-        count: torch.stack([logits[i] for _, _, logits in kept])
-        if kept
-        else torch.empty(0, len(videos.classes))
-        for i, count in enumerate(counts)
-    }
-    if not kept:
+        share = _gather(share)
+    if not share.kept:
         raise ValueError(
-            f"none of the {len(bad)} videos could be decoded; check them with frameflex data check"
+            f"none of the {len(share.bad)} videos could be decoded; check them with frameflex data check"
         )
     temperatures = {count: temperature(count) if temperature else 1.0 for count in counts}
+    share.kept.sort(key=lambda item: item[0])
+    labels = torch.tensor([label for _, label, _ in share.kept], dtype=torch.long)
+    logits = {
+        count: torch.stack([answers[i] for _, _, answers in share.kept]) for i, count in enumerate(counts)
+    }
     return Evaluation(
-        results=[
-            CountResult(
-                count,
-                **(
-                    {
-                        **_accuracies(by_count[count], labels),
-                        "calibration_error": calibration_error(by_count[count], labels),
-                        "calibrated_error": calibration_error(by_count[count] / temperatures[count], labels),
-                    }
-                    if label_sets is None
-                    else _set_accuracies(by_count[count], label_sets.targets(labels))
-                ),
-                gflops=gflops[count],
-                clips_per_second=num_clips / seconds[count] if seconds[count] else float("nan"),
-            )
-            for count in counts
-        ],
+        results=_results(share, labels, logits, temperatures, label_sets),
         trained_counts=tuple(sorted(trained_counts)),
         class_names=list(videos.classes if label_sets is None else label_sets.classes),
-        names=[videos[index].name for index, _, _ in kept],
+        names=[videos[index].name for index, _, _ in share.kept],
         labels=labels,
-        logits=by_count,
+        logits=logits,
         views=views,
         precision=precision,
-        bad=sorted(bad, key=lambda item: item.index),
+        bad=sorted(share.bad, key=lambda item: item.index),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         left_out=list(videos.left_out),
         temperatures=temperatures,
-        videos=videos.subset(index for index, _, _ in kept),
+        videos=videos.subset(index for index, _, _ in share.kept),
     )
+
+
+@dataclass
+class _Share:
+    """What one process, or in the end all of them, measured.
+
+    Attributes:
+        kept: of each video its index, label, and logits at each count.
+        bad: videos that could not be decoded.
+        num_clips: how many went through the network, at each count.
+        seconds: T -> those that the network took for them.
+        gflops: T -> those of one clip; 0 where there was none.
+    """
+
+    kept: list[tuple[int, int, list[Tensor]]]
+    bad: list[BadVideo]
+    num_clips: int
+    seconds: dict[int, float]
+    gflops: dict[int, float]
+
+
+def _classify(
+    model: nn.Module,
+    videos: VideoList,
+    batches: Iterable[Batch],
+    counts: Sequence[int],
+    policy: BadVideos,
+    computing: Callable[[], AbstractContextManager[None]],
+    on_progress: Callable[[int, int], None] | None,
+) -> _Share:
+    """Run this process's batches through the network at each count, in the context that `computing` opens."""
+    device = next(model.parameters()).device
+    share = _Share([], policy.found, 0, dict.fromkeys(counts, 0.0), dict.fromkeys(counts, 0.0))
+    done = 0
+    for batch in batches:
+        policy.add(batch.bad)
+        done += len(batch.labels) + len(batch.bad)
+        if len(batch.labels):
+            logits = []
+            names = [videos[index].name for index in batch.indices.tolist()]
+            for count in counts:
+                clips = batch.clips[count].to(device)  # (B, V, 3, T, H, W)
+                if not share.gflops[count]:
+                    share.gflops[count] = clip_gflops(model, clips[0, :1])
+                start = _now(device)
+                with computing():
+                    answer = classify_views(model, clips, names=names)
+                share.seconds[count] += _now(device) - start
+                logits.append(answer.cpu())
+            share.num_clips += clips.shape[0] * clips.shape[1]
+            share.kept += zip(
+                batch.indices.tolist(),
+                batch.labels.tolist(),
+                map(list, zip(*logits, strict=True)),
+                strict=True,
+            )
+        if on_progress:
+            on_progress(done, policy.num_videos)
+    return share
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _gather(share: _Share) -> _Share:
+    """The shares of all processes as one, the same in each of them."""
+    # Rows are views of a batch's logits; unless copied, each would be sent with the whole batch.
+    kept = gather_object([(i, label, [row.clone() for row in rows]) for i, label, rows in share.kept])
+    bad = gather_object(share.bad)
+    costs = gather_object([(share.num_clips, share.seconds, share.gflops)])
+    return _Share(
+        kept,
+        bad,
+        num_clips=sum(clips for clips, _, _ in costs),
+        seconds={count: max(spent[count] for _, spent, _ in costs) for count in share.seconds},
+        gflops={count: max(cost[count] for _, _, cost in costs) for count in share.gflops},
+    )
+
+
+def _results(
+    share: _Share,
+    labels: Tensor,
+    logits: Mapping[int, Tensor],
+    temperatures: Mapping[int, float],
+    label_sets: LabelSets | None,
+) -> list[CountResult]:
+    """Accuracy and cost at each count."""
+    results = []
+    for count, answers in logits.items():
+        if label_sets is None:
+            accuracies = {
+                **_accuracies(answers, labels),
+                "calibration_error": calibration_error(answers, labels),
+                "calibrated_error": calibration_error(answers / temperatures[count], labels),
+            }
+        else:
+            accuracies = _set_accuracies(answers, label_sets.targets(labels))
+        seconds = share.seconds[count]
+        results.append(
+            CountResult(
+                count,
+                **accuracies,
+                gflops=share.gflops[count],
+                clips_per_second=share.num_clips / seconds if seconds else float("nan"),
+            )
+        )
+    return results
+
+
+def _accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    num_classes = logits.shape[1]
+    if num_classes == 1:
+        return {"top1": 1.0, "top5": 1.0, "mean_class_accuracy": 1.0}
+    top5 = min(5, num_classes)
+    hit5 = (logits.topk(top5, dim=1).indices == labels[:, None]).any(1).double().mean()
+    each = multiclass_accuracy(logits, labels, num_classes=num_classes, average="none")
+    occurs = torch.bincount(labels, minlength=num_classes) > 0
+    return {
+        "top1": float((logits.argmax(1) == labels).double().mean()),
+        "top5": float(hit5),
+        "mean_class_accuracy": float(each[occurs].double().mean()),
+    }
+
+
+def _set_accuracies(logits: Tensor, targets: Tensor) -> dict[str, float]:
+    """The same for targets ``(N, K)`` of several classes; videos of none don't count for top-1 and top-5."""
+    shown = targets.any(1)
+    top5 = min(5, logits.shape[1])
+    hits = targets.gather(1, logits.topk(top5, dim=1).indices)[shown].double()  # (N, 5)
+    occurs = targets.any(0)
+    recall = ((logits > 0) & targets).sum(0) / targets.sum(0).clamp(min=1)
+    each = multilabel_average_precision(
+        logits.sigmoid(), targets.long(), num_labels=logits.shape[1], average="none"
+    )
+    return {
+        "top1": float(hits[:, 0].mean()) if len(hits) else 0.0,
+        "top5": float(hits.amax(1).mean()) if len(hits) else 0.0,
+        "mean_class_accuracy": float(recall[occurs].double().mean()),
+        "mean_average_precision": float(each.reshape(-1)[occurs].double().mean()),
+    }
 
 
 class SeparateNetworks(nn.Module):
@@ -379,42 +472,3 @@ def clip_gflops(model: nn.Module, clip: Tensor) -> float:
     with FlopCounterMode(display=False) as counter:
         model(clip)
     return counter.get_total_flops() / 2 / 1e9  # torch counts the multiplication and the addition apart
-
-
-def _accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    num_classes = logits.shape[1]
-    if num_classes == 1:
-        return {"top1": 1.0, "top5": 1.0, "mean_class_accuracy": 1.0}
-    top5 = min(5, num_classes)
-    hit5 = (logits.topk(top5, dim=1).indices == labels[:, None]).any(1).double().mean()
-    each = multiclass_accuracy(logits, labels, num_classes=num_classes, average="none")
-    occurs = torch.bincount(labels, minlength=num_classes) > 0
-    return {
-        "top1": float((logits.argmax(1) == labels).double().mean()),
-        "top5": float(hit5),
-        "mean_class_accuracy": float(each[occurs].double().mean()),
-    }
-
-
-def _set_accuracies(logits: Tensor, targets: Tensor) -> dict[str, float]:
-    """The same for targets ``(N, K)`` of several classes; videos of none don't count for top-1 and top-5."""
-    shown = targets.any(1)
-    top5 = min(5, logits.shape[1])
-    hits = targets.gather(1, logits.topk(top5, dim=1).indices)[shown].double()  # (N, 5)
-    occurs = targets.any(0)
-    recall = ((logits > 0) & targets).sum(0) / targets.sum(0).clamp(min=1)
-    each = multilabel_average_precision(
-        logits.sigmoid(), targets.long(), num_labels=logits.shape[1], average="none"
-    )
-    return {
-        "top1": float(hits[:, 0].mean()) if len(hits) else 0.0,
-        "top5": float(hits.amax(1).mean()) if len(hits) else 0.0,
-        "mean_class_accuracy": float(recall[occurs].double().mean()),
-        "mean_average_precision": float(each.reshape(-1)[occurs].double().mean()),
-    }
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
