@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from frameflex.deploy.recognizer import Recognizer, load
     from frameflex.models import TSMResNet50, create_model, make_frame_flexible
     from frameflex.models.temporal_shift import TemporalShift, temporal_shift
+    from frameflex.tuning import tune_process
     from frameflex.video import open_video
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __all__ = [
     "make_frame_flexible",
     "open_video",
     "temporal_shift",
+    "tune_process",
 ]
 
 _HOMES = {
@@ -33,6 +35,7 @@ _HOMES = {
     "load": "frameflex.deploy.recognizer",
     "list_models": "frameflex.checkpoint.published",
     "open_video": "frameflex.video",
+    "tune_process": "frameflex.tuning",
     **dict.fromkeys(
         ("TSMResNet50", "TemporalShift", "create_model", "make_frame_flexible", "temporal_shift"),
         "frameflex.models",

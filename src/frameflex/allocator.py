@@ -15,8 +15,8 @@ def keep_freed_memory() -> bool:
     glibc gives every block of more than 32 MiB back to the system at once, and the pages of the next one are mapped
     and zeroed anew as they are touched. Features of clips are such blocks: a forward or training step of ResNet-50 on
     a CPU spends a fifth of its time on that (docs/experiments/speed.md). Afterwards blocks of up to 256 MiB are kept,
-    and the process stays as large as it has been. The command line does this at its start; a program that uses the
-    library may, once, before its first forward.
+    and the process stays as large as it has been. The command line does this at its start; programs call
+    `tune_process`.
 
     Returns:
         Whether it was done: on Linux with glibc, unless the environment sets one of glibc's own variables for it,
@@ -24,8 +24,21 @@ def keep_freed_memory() -> bool:
     """
     if any(name in os.environ for name in _OWN_SETTINGS) or not _is_glibc():
         return False
+    return _set_thresholds(mmap=256 << 20, trim=2**31 - 1)
+
+
+def return_freed_memory() -> None:
+    """Undo `keep_freed_memory` where it was done, and give what is free back to the system now.
+
+    Blocks of more than 32 MiB are again given back as they are freed, as glibc does by itself after the first one.
+    """
+    if _set_thresholds(mmap=32 << 20, trim=64 << 20):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _set_thresholds(*, mmap: int, trim: int) -> bool:
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_M_MMAP_THRESHOLD, 256 << 20) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    return bool(mallopt(_M_MMAP_THRESHOLD, mmap) and mallopt(_M_TRIM_THRESHOLD, trim))
 
 
 def _is_glibc() -> bool:

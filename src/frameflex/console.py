@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -63,16 +61,6 @@ def only_warnings(*names: str) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
-
-
-def leave_cores_to_workers(num_workers: int) -> None:
-    """Use one thread less for the network on a CPU for each process that decodes, and at least one.
-
-    A thread of the network that waits for a core that a worker holds keeps all others waiting: on two cores, with
-    another program running, two threads and a worker took twice as long as one thread and a worker.
-    """
-    cores = os.cpu_count() or 1
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores - num_workers)))
 
 
 class _Handler(logging.Handler):

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from frameflex import report
 from frameflex.checkpoint import Checkpoint, load_checkpoint
-from frameflex.console import leave_cores_to_workers, only_warnings, progress, training_progress
+from frameflex.console import only_warnings, progress, training_progress
 from frameflex.data.datasets import load_split
 from frameflex.data.records import VideoList
 from frameflex.deploy.recognizer import Recognizer
@@ -19,6 +19,7 @@ from frameflex.engine.recipe import Recipe
 from frameflex.engine.recipe_files import parse_recipe
 from frameflex.engine.training import train
 from frameflex.motion.rendering import render
+from frameflex.tuning import tune_process
 
 VIDEOS = 1200
 QUICK_VIDEOS, QUICK_COUNTS = 480, (2, 4, 8)
@@ -91,7 +92,7 @@ def _recipe(method: str, data: Path, output: Path, *, quick: bool, seed: int) ->
     """The bundled recipe, validated once at the end; the quick one with fewer epochs."""
     recipe, _ = parse_recipe(["motion.yaml" if method == "tsm" else "motion_ffn.yaml"])
     epochs = QUICK_EPOCHS[method] if quick else recipe.training.epochs
-    leave_cores_to_workers(recipe.data.num_workers)
+    tune_process(num_workers=recipe.data.num_workers)
     return replace(
         recipe,
         clip=replace(recipe.clip, frame_counts=QUICK_COUNTS) if quick else recipe.clip,

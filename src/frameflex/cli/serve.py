@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from frameflex.cli.event_options import seconds
-from frameflex.cli.options import MAX_FRAMES, add_device_option, parser_of, positive
+from frameflex.cli.options import (
+    MAX_FRAMES,
+    add_device_option,
+    add_precision_option,
+    parser_of,
+    positive,
+    say_precision,
+)
 
 TOKEN_VARIABLE = "FRAMEFLEX_TOKEN"
 
@@ -30,7 +37,8 @@ def run(argv: list[str], console: Any) -> int:
         )
     from frameflex.deploy.recognizer import Recognizer
 
-    recognizer = Recognizer.from_checkpoint(args.checkpoint, device=args.device)
+    recognizer = Recognizer.from_checkpoint(args.checkpoint, device=args.device, precision=args.precision)
+    say_precision(console, args.precision, recognizer.precision)
     limits = UploadLimits(
         max_bytes=args.max_megabytes * 2**20,
         max_video_seconds=args.max_seconds,
@@ -82,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workers", type=positive, default=2, help="processes that decode (default: 2)")
     add_device_option(parser)
+    add_precision_option(parser)
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-megabytes", type=positive, default=64, help="of a file (default: 64 MiB)")
     limits.add_argument(

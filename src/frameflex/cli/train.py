@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 
 def run(argv: list[str], console: Any) -> int:
-    from frameflex.console import leave_cores_to_workers, training_progress
+    from frameflex.console import training_progress
     from frameflex.engine.training import train
+    from frameflex.tuning import tune_process
 
     # One of several processes of torchrun or accelerate launch: the first one talks.
     silent = os.environ.get("RANK", "0") != "0"
@@ -26,7 +27,7 @@ def run(argv: list[str], console: Any) -> int:
         logging.getLogger("frameflex").setLevel(logging.WARNING)
     recipe, resume = parse_recipe(argv)
     check_place(Path(recipe.output))
-    leave_cores_to_workers(recipe.data.num_workers)
+    tune_process(num_workers=recipe.data.num_workers)
     if silent:
         train(recipe, resume=resume)
         _leave_processes()

@@ -1,0 +1,90 @@
+"""Memory and threads of a process that runs networks on a CPU: what the command line does, for any program."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+
+from frameflex.allocator import keep_freed_memory, return_freed_memory
+
+
+def tune_process(
+    *, num_threads: int | None = None, num_workers: int = 0, keep_memory: bool = True
+) -> ProcessTuning:
+    """Give this process the memory and threads that the command line gives itself.
+
+    Freed memory is kept for its next use, which takes a fifth off the time of a network on a CPU under Linux; the
+    process then stays as large as it has been. And PyTorch takes no thread of a core that a process which decodes
+    needs: one that waits for its core keeps all others waiting, and two threads and a worker on two cores took twice
+    as long as one and a worker.
+
+    Call it once, before the first forward, for the rest of the process; or as a context manager, for a block, behind
+    which threads and memory are given back. Importing frameflex does none of this.
+
+    Args:
+        num_threads: of PyTorch's networks; by default as many as it has, but no more than the cores of this process
+            less ``num_workers``.
+        num_workers: processes that decode beside this one, as in `Recognizer.recognize_many`.
+        keep_memory: see `keep_freed_memory`, which says where it can be done.
+
+    Returns:
+        What was done; a context manager.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Examples:
+        >>> import torch
+        >>> before = torch.get_num_threads()
+        >>> with tune_process(num_threads=1) as tuning:
+        ...     tuning.num_threads, torch.get_num_threads()
+        (1, 1)
+        >>> torch.get_num_threads() == before
+        True
+    """
+    if num_threads is not None and num_threads < 1:
+        raise ValueError(
+            f"num_threads is {num_threads}; expected at least 1, or None for as many as there are"
+        )
+    if num_workers < 0:
+        raise ValueError(f"num_workers is {num_workers}; expected at least 0")
+    import torch
+
+    before = torch.get_num_threads()
+    chosen = num_threads or max(1, min(before, available_cores() - num_workers))
+    torch.set_num_threads(chosen)
+    return ProcessTuning(chosen, keep_memory and keep_freed_memory(), before)
+
+
+class ProcessTuning:
+    """What `tune_process` did. As a context manager it undoes that at the block's end.
+
+    Attributes:
+        num_threads: of PyTorch's networks.
+        keeps_memory: whether freed memory is kept.
+    """
+
+    def __init__(self, num_threads: int, keeps_memory: bool, threads_before: int) -> None:
+        self.num_threads = num_threads
+        self.keeps_memory = keeps_memory
+        self._threads_before = threads_before
+
+    def __enter__(self) -> ProcessTuning:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import torch
+
+        torch.set_num_threads(self._threads_before)
+        if self.keeps_memory:
+            return_freed_memory()
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
