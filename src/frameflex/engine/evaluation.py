@@ -289,7 +289,7 @@ def _classify(
     batches: Iterable[Batch],
     counts: Sequence[int],
     policy: BadVideos,
-    computing: Callable[[], AbstractContextManager[None]],
+    computing: Callable[[], AbstractContextManager[object]],
     on_progress: Callable[[int, int], None] | None,
 ) -> _Share:
     """Run this process's batches through the network at each count, in the context that `computing` opens."""
