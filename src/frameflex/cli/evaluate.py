@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,9 @@ def run(argv: list[str], console: Any) -> int:
     parser.add_argument(
         "--max-drop", type=float, default=0.5, help="points that --adaptive may lose (default: 0.5)"
     )
-    parser.add_argument("--split", help="of data that has splits (default: validation)")
+    parser.add_argument(
+        "--split", help="of data that has splits (default: validation, or where there is none, test)"
+    )
     parser.add_argument(
         "--include-trained",
         action="store_true",
@@ -91,8 +94,9 @@ def run(argv: list[str], console: Any) -> int:
 
     from frameflex import report
     from frameflex.console import progress
-    from frameflex.data.datasets import load_split
+    from frameflex.data.datasets import load_split, load_to_measure
     from frameflex.data.label_sets import split_label_sets
+    from frameflex.data.problems import notes_of
     from frameflex.deploy.recognizer import chosen_device
     from frameflex.engine.adaptive import adaptive_report
     from frameflex.engine.baseline import measure_baseline
@@ -131,15 +135,17 @@ def run(argv: list[str], console: Any) -> int:
         )
     keep = args.include_trained or args.split is not None
     listed = {
-        name: load_split(
+        name: (partial(load_split, split=args.split) if args.split else load_to_measure)(
             args.data,
-            args.split or "validation",
             classes=None if checkpoint.multi_label else checkpoint.class_names,
             video_dir=args.video_dir,
             quarantine=args.quarantine,
         )
         for name, checkpoint in networks.items()
     }
+    problems = notes_of(*listed.values())
+    for line in problems:
+        console.print(f"data: {line}", markup=False, soft_wrap=True)
     seen = {
         name: {listed[name][i].name for i in checkpoint.videos.trained_on(listed[name])}
         if checkpoint.videos

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from frameflex.data.finding import Search, find_video_files, missing_files
 from frameflex.data.layouts import read_layout
@@ -14,7 +14,7 @@ from frameflex.data.quarantine import in_quarantine, read_quarantine
 from frameflex.data.records import BadVideo, VideoList, VideoRecord
 from frameflex.data.shards.index import is_shards
 
-__all__ = ["NoSuchSplit", "Survey", "load_split", "load_videos", "survey"]
+__all__ = ["NoSuchSplit", "Survey", "load_split", "load_to_measure", "load_videos", "survey"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +27,15 @@ def load_videos(
     video_dir: str | os.PathLike[str] | None = None,
     on_missing: Literal["error", "skip"] = "error",
     quarantine: str | os.PathLike[str] | None = None,
+    group: str | None = None,
 ) -> VideoList:
     """Find the videos of a data set and their classes.
 
     The layout is recognised from what is there:
 
     - **Folder per class:** `source/CLASS/video.mp4`, or `source/train/CLASS/...` and `source/val/CLASS/...`.
-      Classes are the folders' names, sorted. A folder of images inside a class's folder is one video, too.
+      Classes are the folders' names, sorted. A folder of images inside a class's folder is one video, too. Folders
+      with videos inside a class's folder, `source/CLASS/GROUP/video.mp4`, are groups: `VideoRecord.group`.
     - **List:** a file of lines `path label` or `path label start_seconds end_seconds`, separated by commas, tabs,
       semicolons or spaces. With a header line the columns may be in any order and others may be among them (a
       column `split` is used, and `group`, `subject`, `person` or `scene`: `VideoRecord.group`). Labels are names or
@@ -65,6 +67,7 @@ def load_videos(
         video_dir: where the videos are, if not where the layout has them.
         on_missing: "skip" leaves out videos whose files are not there and names them in `VideoList.missing`.
         quarantine: a list of videos to leave out, as `read_quarantine` reads it; they are in `VideoList.left_out`.
+        group: the column of a list that names each video's group, where it has none of the usual names.
 
     Raises:
         FileNotFoundError: if `source` is not there, or files of listed videos are not (all counted, ten named).
@@ -73,7 +76,7 @@ def load_videos(
     if on_missing not in ("error", "skip"):
         raise ValueError(f"on_missing is {on_missing!r}; expected 'error' or 'skip'.")
     place, folder = _places(source, video_dir)
-    found = read_layout(place, canonical_split(split), folder)
+    found = read_layout(place, canonical_split(split), folder, group=group)
     found.entries, left_out = _leave_out(found.entries, quarantine)
     names, to_index = _number_classes(found, classes)
     missing = _missing(found)
@@ -113,17 +116,38 @@ def load_split(
     classes: Sequence[str] | None = None,
     video_dir: str | os.PathLike[str] | None = None,
     quarantine: str | os.PathLike[str] | None = None,
+    group: str | None = None,
 ) -> VideoList:
     """Find one split of a data set, or all of its videos where it is not divided into splits.
 
     Arguments and errors as in `load_videos`; `splits` of the result tells which of the two it was.
     """
+    options: dict[str, Any] = {
+        "classes": classes,
+        "video_dir": video_dir,
+        "quarantine": quarantine,
+        "group": group,
+    }
     try:
-        return load_videos(source, split=split, classes=classes, video_dir=video_dir, quarantine=quarantine)
+        return load_videos(source, split=split, **options)
     except NoSuchSplit as error:
         if error.available:
             raise
-    return load_videos(source, classes=classes, video_dir=video_dir, quarantine=quarantine)
+    return load_videos(source, **options)
+
+
+def load_to_measure(source: str | os.PathLike[str], **options: Any) -> VideoList:
+    """Find the videos to measure on where no split was named: validation, or where there is none, test.
+
+    Arguments and errors as in `load_split`.
+    """
+    try:
+        return load_split(source, "validation", **options)
+    except NoSuchSplit as error:
+        if "test" not in error.available:
+            raise
+        logger.warning("%s has no validation split: its test split is measured", source)
+        return load_split(source, "test", **options)
 
 
 @dataclass

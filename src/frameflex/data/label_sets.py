@@ -67,7 +67,14 @@ def split_label_sets(
         rows = [place[parts[name]] for name in videos.classes]
         records = [_relabel(record, rows) for record in videos]
         renamed.append(
-            VideoList(records, common, layout=videos.layout, splits=videos.splits, left_out=videos.left_out)
+            VideoList(
+                records,
+                common,
+                layout=videos.layout,
+                splits=videos.splits,
+                left_out=videos.left_out,
+                notes=videos.notes,
+            )
         )
     return renamed, LabelSets(names, table)
 
@@ -87,4 +94,11 @@ def with_nothing(videos: VideoList, nothing: Sequence[VideoRecord], name: str) -
     classes = videos.classes if name in videos.classes else (*videos.classes, name)
     label = classes.index(name)
     records = [*videos, *(replace(record, label=label) for record in nothing)]
-    return VideoList(records, classes, layout=videos.layout, splits=videos.splits, left_out=videos.left_out)
+    return VideoList(
+        records,
+        classes,
+        layout=videos.layout,
+        splits=videos.splits,
+        left_out=videos.left_out,
+        notes=videos.notes,
+    )

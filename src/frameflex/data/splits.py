@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Iterable, Mapping
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ _KEY_BYTES = 6
 def hold_out(videos: VideoList, fraction: float, *, by_class: bool = True) -> tuple[VideoList, VideoList]:
     """Divide videos into training and validation, the same share of each class, at least one of each on both sides.
 
-    Which ones are held out depends on their names alone, so that it is the same in every run.
+    Which ones are held out depends on their names alone, so that it is the same in every run. Where videos have
+    groups (`VideoRecord.group`), whole groups are held out: as near to the share of each class as they allow, and
+    with all classes on both sides where that is possible; training never lacks one.
 
     Args:
         videos: to divide.
@@ -28,25 +32,163 @@ def hold_out(videos: VideoList, fraction: float, *, by_class: bool = True) -> tu
         by_class: False takes the share of all videos together.
 
     Raises:
-        ValueError: if a class has less than two videos.
+        ValueError: if a class has less than two videos, or all of them in one group.
     """
-    groups: dict[int, list[int]] = {}
-    for index, label in enumerate(videos.labels):
-        groups.setdefault(label if by_class else 0, []).append(index)
-    held_out: set[int] = set()
-    for label, members in groups.items():
-        if len(members) < 2:
-            raise ValueError(
-                f"class {videos.classes[label]!r} has {len(members)} video; expected at least 2, one to train on and "
-                "one to validate on. Add videos, or give data.validation"
-            )
-        order = sorted(members, key=lambda index: hashlib.sha256(videos[index].name.encode()).digest())
-        held_out.update(order[: min(max(round(fraction * len(members)), 1), len(members) - 1)])
+    groups = groups_of(videos)
+    check_divisible(videos, groups, by_class=by_class)
+    if len(groups) < len(videos):
+        held_out = _held_out_groups(_Groups.of(videos, groups, by_class=by_class), fraction)
+    else:
+        held_out = set()
+        for members in _by_class(videos, by_class).values():
+            order = sorted(members, key=lambda index: _draw(videos[index].name))
+            held_out.update(order[: min(max(round(fraction * len(members)), 1), len(members) - 1)])
     everything = range(len(videos))
     return (
         videos.subset(index for index in everything if index not in held_out),
         videos.subset(sorted(held_out)),
     )
+
+
+def divide_into_folds(videos: VideoList, num_folds: int, *, by_class: bool = True) -> list[list[int]]:
+    """Divide videos into folds of about the same size, each class spread evenly, groups kept whole.
+
+    Which video is in which fold depends on names alone, so that it is the same in every run.
+
+    Args:
+        videos: to divide.
+        num_folds: at least 2.
+        by_class: False spreads all videos together.
+
+    Returns:
+        The indices of each fold's videos, ascending; every video is in one fold.
+
+    Raises:
+        ValueError: if there are fewer videos or groups than folds, or a class would lack training videos.
+    """
+    if num_folds < 2:
+        raise ValueError(f"{num_folds} folds; expected at least 2")
+    members = groups_of(videos)
+    if len(members) < num_folds:
+        what = "groups of videos" if len(members) < len(videos) else "videos"
+        raise ValueError(f"{len(members)} {what} for {num_folds} folds; expected at least one for each fold")
+    check_divisible(videos, members, by_class=by_class)
+    groups = _Groups.of(videos, members, by_class=by_class)
+    in_fold: list[Counter[int]] = [Counter() for _ in range(num_folds)]
+    folds: list[list[int]] = [[] for _ in range(num_folds)]
+    for group in sorted(range(len(members)), key=lambda group: (-len(members[group]), groups.draws[group])):
+        labels = groups.labels[group]
+
+        def cost(fold: int, labels: Counter[int] = labels) -> tuple[float, int, int]:
+            """How much less even the classes become; a square makes the fullest fold the dearest."""
+            there = in_fold[fold]
+            grown = sum(
+                ((there[label] + number) ** 2 - there[label] ** 2) / groups.sizes[label] ** 2
+                for label, number in labels.items()
+            )
+            return round(grown, 12), len(folds[fold]), fold
+
+        best = min(range(num_folds), key=cost)
+        in_fold[best].update(labels)
+        folds[best] += members[group]
+    for label, number in groups.sizes.items():
+        if any(there[label] == number for there in in_fold):
+            raise ValueError(
+                f"class {videos.classes[label]!r} would be in one fold alone, with nothing left to train it on; "
+                "divide into another number of folds, or add groups with that class"
+            )
+    return [sorted(fold) for fold in folds]
+
+
+def groups_of(videos: VideoList) -> list[list[int]]:
+    """Indices of the videos of each group; a video without a group is one of its own."""
+    groups: dict[str | int, list[int]] = {}
+    for index, video in enumerate(videos):
+        groups.setdefault(video.group or index, []).append(index)
+    return list(groups.values())
+
+
+def check_divisible(videos: VideoList, groups: Sequence[Sequence[int]], *, by_class: bool = True) -> None:
+    """Refuse a class that can't stand on both sides of any division.
+
+    Raises:
+        ValueError: naming the first such class.
+    """
+    group_of = {index: number for number, members in enumerate(groups) for index in members}
+    for label, members in _by_class(videos, by_class).items():
+        if len(members) < 2:
+            raise ValueError(
+                f"class {videos.classes[label]!r} has {len(members)} video; expected at least 2, one to train on and "
+                "one to validate on. Add videos, or give data.validation"
+            )
+        if len({group_of[index] for index in members}) < 2:
+            raise ValueError(
+                f"class {videos.classes[label]!r} has all of its {len(members)} videos in one group, "
+                f"{videos[members[0]].group!r}; expected at least 2 groups, one to train on and one to validate on. "
+                "Add videos of another, or give data.validation"
+            )
+
+
+def _by_class(videos: VideoList, by_class: bool) -> dict[int, list[int]]:
+    members: dict[int, list[int]] = {}
+    for index, label in enumerate(videos.labels):
+        members.setdefault(label if by_class else 0, []).append(index)
+    return members
+
+
+def _draw(name: str) -> bytes:
+    """A place in an order that is the same in every run, and not the alphabet's."""
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Groups of videos, and how many videos of each class are in them."""
+
+    members: list[list[int]]
+    draws: list[bytes]
+    labels: list[Counter[int]]
+    sizes: Counter[int]
+
+    @classmethod
+    def of(cls, videos: VideoList, groups: list[list[int]], *, by_class: bool) -> _Groups:
+        labels = videos.labels if by_class else [0] * len(videos)
+        of_groups = [Counter(labels[index] for index in members) for members in groups]
+        names = [videos[members[0]].group or videos[members[0]].name for members in groups]
+        return cls(groups, list(map(_draw, names)), of_groups, Counter(labels))
+
+
+def _held_out_groups(groups: _Groups, fraction: float) -> set[int]:
+    """Indices of the videos of whole groups: those, in a drawn order, that bring each class nearer to its share."""
+    held: Counter[int] = Counter()
+    taken: list[int] = []
+
+    def change(group: int) -> float:
+        """Of the squared distance from the share, over all classes; infinite if one had nothing to train on."""
+        total = 0.0
+        for label, number in groups.labels[group].items():
+            size = groups.sizes[label]
+            before, after = held[label] / size, (held[label] + number) / size
+            if held[label] + number == size:
+                return math.inf
+            total += (after - fraction) ** 2 - (before - fraction) ** 2
+        return total
+
+    def take(group: int) -> None:
+        taken.append(group)
+        held.update(groups.labels[group])
+
+    order = sorted(range(len(groups.members)), key=lambda group: groups.draws[group])
+    for group in order:
+        if change(group) < 0:
+            take(group)
+    for label in sorted(groups.sizes):  # too large a part of their classes for the share, and yet needed
+        if not held[label]:
+            free = [group for group in order if group not in taken and groups.labels[group][label]]
+            best = min(free, key=change)
+            if change(best) < math.inf:
+                take(best)
+    return {index for group in taken for index in groups.members[group]}
 
 
 def video_key(video: VideoRecord) -> bytes:

@@ -95,7 +95,9 @@ def _choose(
     else:
         shape = f"the videos' shape ({seen.aspect:.2f} : 1), nothing cut off"
     num_training = len(videos)
-    if not asked.data.validation and "train" not in videos.splits:
+    if asked.data.folds:
+        num_training -= round(num_training / asked.data.folds)
+    elif not asked.data.validation and "validation" not in videos.splits:
         num_training -= round(asked.data.validation_fraction * num_training)
     batch = asked.training.batch_size if "training.batch_size" in given else _BATCH
     batch *= asked.training.accumulate

@@ -31,6 +31,10 @@ class Data:
             `validation_fraction` of it, held out by class.
         video_dir: where the files of a list are; by default beside the list.
         validation_fraction: share held out where there is no validation split, above 0 and below 1.
+        group: the column of a list that says whose video it is (by default `group`, `subject`, `person` or `scene`);
+            videos of one group are held out together. In folders `CLASS/GROUP/video.mp4` it is the inner one.
+        folds: cross-validation: divide all videos into so many parts; each is held out of a run of its own.
+        fold: with `folds`, train that run alone, from 1: it is validated on this part and trained on the others.
         num_workers: processes that decode, for each training process.
         on_bad_video: what training does with a file that can't be decoded: "skip" counts and lists it and
             stops the run when more than 1 % and more than 3 are bad, "error" stops at the first. Validation always
@@ -46,6 +50,9 @@ class Data:
     validation: str | None = None
     video_dir: str | None = None
     validation_fraction: float = 0.2
+    group: str | None = None
+    folds: int | None = None
+    fold: int | None = None
     num_workers: int = 2
     on_bad_video: Literal["skip", "error"] = "skip"
     quarantine: str | None = None
@@ -268,6 +275,7 @@ class Recipe:
             raise RecipeError(
                 f"data.validation_fraction is {self.data.validation_fraction}; expected above 0 and below 1"
             )
+        self._check_folds()
         if not self.training.learning_rate > 0:
             raise RecipeError(f"training.learning_rate is {self.training.learning_rate}; expected above 0")
         if not 0 <= self.training.first_phase < 1:
@@ -297,6 +305,21 @@ class Recipe:
             )
         if self.objective.temperature <= 0 or self.objective.kl_weight < 0:
             raise RecipeError("objective.temperature must be above 0 and objective.kl_weight at least 0")
+
+    def _check_folds(self) -> None:
+        folds, fold = self.data.folds, self.data.fold
+        if folds is None and fold is None:
+            return
+        if folds is None or folds < 2:
+            raise RecipeError(f"data.folds is {folds}; expected at least 2")
+        if fold is not None and not 1 <= fold <= folds:
+            raise RecipeError(f"data.fold is {fold}; expected 1 to {folds}, or none to train all of them")
+        for what, given in (
+            ("method separate", self.method == "separate"),
+            ("data.multi_label", self.data.multi_label),
+        ):
+            if given:
+                raise RecipeError(f"data.folds doesn't go with {what}; leave out one of them")
 
     def _check_compile(self) -> None:
         for name, given in (

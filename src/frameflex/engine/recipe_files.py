@@ -45,6 +45,12 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
     parser.add_argument("--recipe", action="config", help="the recipe, where it isn't the first argument")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output, or start it")
     parser.add_argument(
+        "--group", metavar="COLUMN", help="of a list: whose video it is; short for --data.group"
+    )
+    parser.add_argument(
+        "--folds", type=int, metavar="K", help="cross-validation with K runs; short for --data.folds"
+    )
+    parser.add_argument(
         "--any-frame-count",
         action="store_true",
         help="with VIDEOS: one network for T frames, half and a quarter of them (method ffn)",
@@ -56,7 +62,7 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
         "the hardware does fast",
     )
     parser.add_class_arguments(Recipe)
-    arguments, given = list(argv), set()
+    arguments, given = _written_out(argv), set()
     automatic = bool(arguments) and "--recipe" not in arguments and _are_videos(arguments[0])
     if automatic:
         arguments[0:1] = ["--data.train", arguments[0]]
@@ -140,6 +146,15 @@ def _are_videos(name: str) -> bool:
     if name.startswith("-") or name in {path.stem for path in bundled_recipes()}:
         return False
     return Path(name).is_dir() or Path(name).suffix.lower() in (".csv", ".tsv") or is_shards(name)
+
+
+_SHORT = {"--folds": "--data.folds", "--group": "--data.group"}
+
+
+def _written_out(arguments: Sequence[str]) -> list[str]:
+    """The short names of keys as the keys."""
+    words = (argument.partition("=") for argument in arguments)
+    return [f"{_SHORT.get(name, name)}{equals}{value}" for name, equals, value in words]
 
 
 _LISTS = ("clip.frame_counts", "clip.crop_size", "clip.multi_scale_crop", "training.milestones")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 from frameflex.checkpoint import load_checkpoint
 from frameflex.data.datasets import load_split
@@ -13,7 +14,7 @@ from frameflex.data.finding import find_video_files
 from frameflex.data.label_sets import LabelSets, split_label_sets, with_nothing
 from frameflex.data.quarantine import quarantined_files
 from frameflex.data.records import VideoList, VideoRecord
-from frameflex.data.splits import Division, KnownVideos, hold_out
+from frameflex.data.splits import Division, KnownVideos, divide_into_folds, groups_of, hold_out
 from frameflex.engine.recipe import Recipe, RecipeError
 
 logger = logging.getLogger(__name__)
@@ -31,13 +32,18 @@ class Task:
 
 
 def read_task(recipe: Recipe) -> Task:
+    """Find the videos of a run and their classes.
+
+    Raises:
+        RecipeError: if there is nothing to train on or to validate on, or not all that there is has a label.
+    """
     training, validation = find_videos(recipe)
     _check_labels(training, validation)
-    divided_here = not recipe.data.validation and not training.splits
+    held_out_here = not recipe.data.folds and not _has_validation(recipe, training)
     division = Division(
         KnownVideos.of(training),
         KnownVideos.of(validation),
-        recipe.data.validation_fraction if divided_here else None,
+        recipe.data.validation_fraction if held_out_here else None,
     )
     if not recipe.data.multi_label:
         return Task(training, validation, list(training.classes), None, division)
@@ -62,29 +68,88 @@ def find_videos(recipe: Recipe) -> tuple[VideoList, VideoList]:
         RecipeError: if there is nothing to train on or to validate on.
     """
     data = recipe.data
-    training = load_split(data.train, "train", video_dir=data.video_dir, quarantine=data.quarantine)
-    if data.validation:
-        source = data.validation
-    elif "train" in training.splits:
-        source = data.train
-    else:
-        logger.warning(
-            "%s has no validation split: %.0f %% of each class is held out. Videos of one scene or person on both "
-            "sides make its accuracy too good; give data.validation for a split of your own",
-            data.train,
-            100 * data.validation_fraction,
-        )
+    if data.fold is not None:
+        videos, folds = find_folds(recipe)
+        held_out = folds[data.fold - 1]
+        rest = sorted(set(range(len(videos))) - set(held_out))
+        return videos.subset(rest), videos.subset(held_out)
+    training = load_split(data.train, "train", **_where(recipe))
+    if not _has_validation(recipe, training):
+        _log_holding_out(recipe, training)
         try:
             training, validation = hold_out(training, data.validation_fraction, by_class=not data.multi_label)
         except ValueError as error:
             raise RecipeError(str(error)) from error
-        return _with_nothing(training, validation, recipe)
+    else:
+        validation = _validation_videos(recipe, training)
+    return _with_nothing(training, validation, recipe)
+
+
+def find_folds(recipe: Recipe) -> tuple[VideoList, list[list[int]]]:
+    """All videos of a recipe for cross-validation, and the indices of each fold's.
+
+    A division into training and validation that the data set came with is given up; a test split is left alone.
+
+    Raises:
+        RecipeError: if they can't be divided into that many folds.
+    """
+    data = recipe.data
+    assert data.folds is not None
+    videos = load_split(data.train, "train", **_where(recipe))
+    if _has_validation(recipe, videos):
+        validation = _validation_videos(recipe, videos)
+        videos = VideoList(
+            [*videos, *validation],
+            videos.classes,
+            layout=videos.layout,
+            splits=videos.splits,
+            left_out=[*videos.left_out, *validation.left_out],
+            notes=[*videos.notes, *validation.notes],
+        )
+    if data.nothing:
+        videos = with_nothing(videos, _nothing_videos(recipe), "nothing")
+    _check_labels(videos)
+    try:
+        return videos, divide_into_folds(videos, data.folds)
+    except ValueError as error:
+        raise RecipeError(f"data.folds: {error}") from error
+
+
+def _where(recipe: Recipe) -> dict[str, Any]:
+    data = recipe.data
+    return {"video_dir": data.video_dir, "quarantine": data.quarantine, "group": data.group}
+
+
+def _has_validation(recipe: Recipe, training: VideoList) -> bool:
+    """Whether videos to validate on are given, so that none need be held out."""
+    return bool(recipe.data.validation) or "validation" in training.splits
+
+
+def _validation_videos(recipe: Recipe, training: VideoList) -> VideoList:
+    data = recipe.data
     # Sets of several classes may well occur in one of the two only.
     expected = None if data.multi_label else training.classes
-    validation = load_split(
-        source, "validation", classes=expected, video_dir=data.video_dir, quarantine=data.quarantine
+    return load_split(data.validation or data.train, "validation", classes=expected, **_where(recipe))
+
+
+def _log_holding_out(recipe: Recipe, training: VideoList) -> None:
+    groups = len(groups_of(training))
+    if groups < len(training):
+        how = f"whole groups are held out, {groups} of them in all, so that none is on both sides"
+    else:
+        how = (
+            "videos of one scene or person on both sides make its accuracy too good; name their groups "
+            "(CLASS/GROUP/video.mp4, or a list's column group), or give data.validation for a split of your own"
+        )
+    rest = "; its test split is left for frameflex evaluate" if "test" in training.splits else ""
+    logger.warning(
+        "%s has no validation split: about %.0f %% of each class is held out%s. %s%s",
+        recipe.data.train,
+        100 * recipe.data.validation_fraction,
+        rest,
+        how[0].upper(),
+        how[1:],
     )
-    return _with_nothing(training, validation, recipe)
 
 
 def division_of(recipe: Recipe, task: Task) -> Division | None:
@@ -98,18 +163,23 @@ def _with_nothing(training: VideoList, validation: VideoList, recipe: Recipe) ->
     """Add the videos in which none of the classes happens, held out as others are where nothing is divided."""
     if not recipe.data.nothing:
         return training, validation
-    files, _ = quarantined_files(find_video_files([recipe.data.nothing]), recipe.data.quarantine)
-    records = [VideoRecord(file, 0, str(file)) for file in files]
-    first, second = hold_out(VideoList(records, ["nothing"]), recipe.data.validation_fraction)
+    nothing = VideoList(_nothing_videos(recipe), ["nothing"])
+    first, second = hold_out(nothing, recipe.data.validation_fraction)
     name = "" if recipe.data.multi_label else "nothing"
     return with_nothing(training, first, name), with_nothing(validation, second, name)
 
 
-def _check_labels(training: VideoList, validation: VideoList) -> None:
+def _nothing_videos(recipe: Recipe) -> list[VideoRecord]:
+    assert recipe.data.nothing
+    files, _ = quarantined_files(find_video_files([recipe.data.nothing]), recipe.data.quarantine)
+    return [VideoRecord(file, 0, str(file)) for file in files]
+
+
+def _check_labels(training: VideoList, validation: VideoList | None = None) -> None:
     """Refuse what would else show only after the first epoch, or never."""
     for what, videos in (("training", training), ("validation", validation)):
-        unlabelled = videos.labels.count(-1)
-        if unlabelled:
+        unlabelled = videos.labels.count(-1) if videos else 0
+        if videos and unlabelled:
             raise RecipeError(
                 f"{unlabelled} of {len(videos)} {what} videos have no label; expected one for each. Give another "
                 f"split as data.{'train' if what == 'training' else what}, or leave those videos out of the list"

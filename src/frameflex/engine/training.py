@@ -22,20 +22,23 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
 from frameflex.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from frameflex.data.problems import data_problems
 from frameflex.data.records import VideoList
 from frameflex.data.transforms import describe_directions
 from frameflex.engine.recipe import Recipe, RecipeError
 from frameflex.engine.run import Run
 from frameflex.engine.run_folder import RunFolder, RunLog
 from frameflex.engine.run_state import check_same_data, check_same_recipe
-from frameflex.engine.task import digest, read_task
+from frameflex.engine.task import Task, digest, read_task
 from frameflex.engine.watching import Interrupted, Watcher
 from frameflex.models import TSM
 
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, *, resume: bool = False, watcher: Watcher | None = None) -> list[Path]:
+def train(
+    recipe: Recipe, *, resume: bool = False, watcher: Watcher | None = None, check_data: bool = True
+) -> list[Path]:
     """Train as the recipe says.
 
     Writes into ``recipe.output``: ``recipe.yaml`` (the effective one), ``log.jsonl``, ``last.safetensors`` (with
@@ -48,6 +51,7 @@ def train(recipe: Recipe, *, resume: bool = False, watcher: Watcher | None = Non
         resume: continue the run in ``recipe.output`` from its newest complete checkpoint, however it ended; start it
             where there is none.
         watcher: for progress.
+        check_data: say before the first step what is odd about the videos; False where that was said already.
 
     Returns:
         The best checkpoint, or for the method "separate" that of each frame count, ascending.
@@ -59,13 +63,17 @@ def train(recipe: Recipe, *, resume: bool = False, watcher: Watcher | None = Non
         CheckpointError: if there are checkpoints to resume from and none can be read.
         OSError: if the disk is full; the checkpoints before are left whole.
     """
+    if recipe.data.folds and recipe.data.fold is None:
+        raise RecipeError(
+            "data.folds without data.fold is several runs: cross_validate trains them one by one"
+        )
     if recipe.method != "separate":
-        return [_train_one(recipe, resume=resume, watcher=watcher or Watcher())]
+        return [_train_one(recipe, resume=resume, watcher=watcher or Watcher(), check_data=check_data)]
     together = Path(recipe.output) / "recipe.yaml"  # evaluation reads in it which networks there are to be
     if resume or not together.exists():
         together.parent.mkdir(parents=True, exist_ok=True)
         recipe.save(together)
-    paths = []
+    paths: list[Path] = []
     for count in sorted(recipe.clip.frame_counts):
         logger.info("separate training at %d frames", count)
         alone = replace(
@@ -74,11 +82,11 @@ def train(recipe: Recipe, *, resume: bool = False, watcher: Watcher | None = Non
             clip=replace(recipe.clip, frame_counts=(count,)),
             output=str(Path(recipe.output) / f"{count}f"),
         )
-        paths += train(alone, resume=resume, watcher=watcher)
+        paths += train(alone, resume=resume, watcher=watcher, check_data=check_data and not paths)
     return paths
 
 
-def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
+def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher, check_data: bool) -> Path:
     folder = RunFolder(Path(recipe.output), keep=recipe.training.keep_checkpoints)
     accelerator = _make_accelerator(recipe)
     make_board = (
@@ -107,8 +115,18 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher) -> Path:
             if former is None:
                 recipe.save(folder.path / "recipe.yaml")
         _log_start(recipe, run.model, task.training, task.validation)
+        if check_data and accelerator.is_main_process:
+            _tell_problems(task, watcher)
         _run(run, watcher, make_board)
     return folder.best
+
+
+def _tell_problems(task: Task, watcher: Watcher) -> None:
+    lines = data_problems(task.training, task.validation, by_class=task.label_sets is None)
+    for line in lines:
+        logger.warning("data: %s", line)
+    if watcher.on_data_problems:
+        watcher.on_data_problems(lines)
 
 
 def _expect_nothing_in(folder: RunFolder) -> None:

@@ -44,11 +44,13 @@ class Watcher:
         on_step: after each step of the optimizer.
         on_validation_progress: with (videos done, videos in all).
         on_validation: after each validation, with the epoch (from 0) and whether it is the best so far.
+        on_data_problems: once, before the first step, with what is odd about the videos, a line each.
     """
 
     on_step: Callable[[StepReport], None] | None = None
     on_validation_progress: Callable[[int, int], None] | None = None
     on_validation: Callable[[int, Evaluation, bool], None] | None = None
+    on_data_problems: Callable[[list[str]], None] | None = None
 
 
 class Interrupted(Exception):

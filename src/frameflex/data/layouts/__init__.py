@@ -29,15 +29,28 @@ LAYOUTS: tuple[Layout, ...] = (
 """All that are known; the first that matches reads."""
 
 
-def read_layout(source: str, split: str | None, video_dir: Path | None) -> Found:
+def read_layout(source: str, split: str | None, video_dir: Path | None, *, group: str | None = None) -> Found:
     """Read a data set by the layout that it matches; arguments and errors as in `Layout.read`.
 
+    Args:
+        source: the folder, file or address.
+        split: as in `Layout.read`.
+        video_dir: likewise.
+        group: the column of a list that names each video's group; by default one of the usual names.
+
     Raises:
-        ValueError: if none does; it lists what each looked for.
+        ValueError: if none does; it lists what each looked for. Also if a group's column is named and it is no list.
     """
     for layout in LAYOUTS:
         if layout.matches(source):
-            return layout.read(source, split, video_dir)
+            if group is None:
+                return layout.read(source, split, video_dir)
+            if not isinstance(layout, Lists):
+                raise ValueError(
+                    f"{source}: data.group is {group!r}, a column of a list, and this is none. In folders the group "
+                    "is a folder inside the class's: CLASS/GROUP/video.mp4"
+                )
+            return Lists((group.lower(),)).read(source, split, video_dir)
     path = Path(source)
     found = f"it holds {listing(path)}" if path.is_dir() else "it is a file, but no list of videos"
     known = "\n".join(f"  {layout.looks_for}" for layout in LAYOUTS)

@@ -18,7 +18,7 @@ from frameflex.data.layouts.layout import (
 
 
 class Folders:
-    """``SOURCE/CLASS/video.mp4``, or the same in a folder for each split."""
+    """``SOURCE/CLASS/video.mp4`` or ``SOURCE/CLASS/GROUP/video.mp4``, or the same in a folder for each split."""
 
     looks_for = "a folder for each class: CLASS/video.mp4, or train/CLASS/video.mp4 and val/CLASS/video.mp4"
 
@@ -50,8 +50,15 @@ class Folders:
             _question_splits(root, [folder.name for folder in found[""]])
         check_capitals(root, {part: [folder.name for folder in folders] for part, folders in found.items()})
         home = splits.get(part, root)
+        groups, lone = _groups(found[part])
         entries = [
-            Entry(str(path), folder.name, path.relative_to(home).as_posix(), str(path))
+            Entry(
+                str(path),
+                folder.name,
+                path.relative_to(home).as_posix(),
+                str(path),
+                group=groups.get(path, ""),
+            )
             for folder, paths in found[part].items()
             for path in paths
         ]
@@ -72,7 +79,7 @@ class Folders:
                     f"{root}: beside {', '.join(f.name for f in splits.values())}, left out: {', '.join(others)}"
                 )
         else:
-            notes += _question_depth(root, found[""])
+            notes += _question_depth(root, found[""]) + lone
         layout = "folder per class" + (f", {part}" if part else "")
         return Found(layout, entries, names, splits=list(splits), notes=notes)
 
@@ -94,6 +101,31 @@ def _split_folders(search: Search) -> dict[str, Path]:
 
 def _class_folders(search: Search, root: Path) -> dict[Path, list[Path]]:
     return {folder: list(search.videos(folder)) for folder in search.subfolders(root)}
+
+
+def _groups(found: dict[Path, list[Path]]) -> tuple[dict[Path, str], list[str]]:
+    """Whose video each is, by the folder inside its class's, and what to note about it.
+
+    Folders of which one alone holds all of a class can't be meant so: that class could not be divided.
+    """
+    groups = {
+        path: inside.parts[0]
+        for folder, paths in found.items()
+        for path in paths
+        if len((inside := path.relative_to(folder)).parts) > 1
+    }
+    lone = [
+        folder
+        for folder, paths in found.items()
+        if len(paths) > 1 and len({groups.get(path, path) for path in paths}) == 1
+    ]
+    if not lone:
+        return groups, []
+    name = groups[found[lone[0]][0]]
+    return {}, [
+        f"{lone[0]}: all its videos are in one folder, {name}; folders inside the classes' are not taken as groups "
+        "to hold out together"
+    ]
 
 
 def _question_splits(root: Path, names: Sequence[str]) -> None:

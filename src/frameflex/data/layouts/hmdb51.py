@@ -55,7 +55,9 @@ class HMDB51:
                     )
                 if _SPLITS[listed[2]] == split:
                     name = f"{label}/{listed[1]}"
-                    entries.append(Entry(inside(videos, name, where), label, name, where))
+                    film, of_class, _ = listed[1].partition(f"_{label}_")  # FILM_CLASS_…_0.avi, …_1.avi
+                    group = film if of_class else ""
+                    entries.append(Entry(inside(videos, name, where), label, name, where, group=group))
         layout = f"HMDB51, split {division}, {split}"
         return Found(layout, entries, sorted(files), splits=["train", "test"])
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from frameflex.data.layouts.layout import Entry, Found, NoSuchSplit, inside, row_split
@@ -21,12 +23,19 @@ GROUP_COLUMNS = ("group", "subject", "person", "scene")
 
 
 class Lists:
-    """A list of ``path,label`` or ``path,label,start_seconds,end_seconds``, or a folder with one for each split."""
+    """A list of ``path,label`` or ``path,label,start_seconds,end_seconds``, or a folder with one for each split.
+
+    Args:
+        group_columns: names of the column of groups, the first that is there counts; the only one has to be there.
+    """
 
     looks_for = (
         "a list (.csv, .tsv, .txt) of lines path,label or path,label,start_seconds,end_seconds; or a folder of "
         "train.csv and val.csv"
     )
+
+    def __init__(self, group_columns: Sequence[str] = GROUP_COLUMNS) -> None:
+        self.group_columns = tuple(group_columns)
 
     def matches(self, source: str) -> bool:
         """Whether there is a list."""
@@ -34,12 +43,25 @@ class Lists:
 
     def read(self, source: str, split: str | None, video_dir: Path | None) -> Found:
         """Read a split of the lists."""
-        return read_splits(source, split, video_dir, _read_list)
+        return read_splits(source, split, video_dir, partial(_read_list, self.group_columns))
 
 
-def _read_list(path: Path, split: str | None, video_dir: Path | None, *, labels_only: bool = False) -> Found:
+def _read_list(
+    group_columns: Sequence[str],
+    path: Path,
+    split: str | None,
+    video_dir: Path | None,
+    *,
+    labels_only: bool = False,
+) -> Found:
     """Read a list; `labels_only` leaves out where the videos are."""
     table = _named(path, read_table(path))
+    if len(group_columns) == 1 and table.column(*group_columns) is None:
+        there = f"has {', '.join(table.header)}" if table.header else "has none"
+        raise ValueError(
+            f"{path}: data.group is {group_columns[0]!r}; expected a column of that name in its first line, which "
+            f"{there}"
+        )
     at_split = table.column("split")
     if split is not None and at_split is None:
         raise NoSuchSplit(
@@ -51,7 +73,7 @@ def _read_list(path: Path, split: str | None, video_dir: Path | None, *, labels_
     labels: set[str] = set()
     splits: set[str] = set()
     for line, row in table.rows:
-        entry = _entry(table, row, folder, f"{path}, line {line}", labels_only=labels_only)
+        entry = _entry(table, row, folder, f"{path}, line {line}", group_columns, labels_only=labels_only)
         if entry.label is not None:
             labels.add(entry.label)
         if at_split is not None:
@@ -96,7 +118,9 @@ def _named(path: Path, table: Table) -> Table:
     return table
 
 
-def _entry(table: Table, row: list[str], folder: Path, where: str, *, labels_only: bool) -> Entry:
+def _entry(
+    table: Table, row: list[str], folder: Path, where: str, group_columns: Sequence[str], *, labels_only: bool
+) -> Entry:
     header = table.header or []
     if len(row) != len(header):
         raise ValueError(
@@ -114,7 +138,7 @@ def _entry(table: Table, row: list[str], folder: Path, where: str, *, labels_onl
         raise ValueError(f"{where}: ends at {end} s; expected an end after the start at {start or 0} s.")
     name = cell(*PATH_COLUMNS)
     path = "" if labels_only else inside(folder, name, where)
-    return Entry(path, None if label in ("", "-1") else label, name, where, start, end, cell(*GROUP_COLUMNS))
+    return Entry(path, None if label in ("", "-1") else label, name, where, start, end, cell(*group_columns))
 
 
 def _is_number(cell: str) -> bool:

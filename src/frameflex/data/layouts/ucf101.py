@@ -66,7 +66,9 @@ class UCF101:
                     "download it again."
                 )
             name = Path(listed[1]).with_suffix("").as_posix()
-            entries.append(Entry(inside(videos, listed[1], where), listed[2], name, where))
+            person = re.search(r"_(g\d+)_c\d+$", name)  # of 25 in each class, each cut into a few clips
+            group = f"{listed[2]}/{person[1]}" if person else ""
+            entries.append(Entry(inside(videos, listed[1], where), listed[2], name, where, group=group))
         layout = f"UCF101, {path.stem}"
         return Found(layout, entries, classes, classes_from="classInd.txt")
 
