@@ -94,7 +94,9 @@ def test_more_videos_are_a_longer_run_and_never_less_than_five_epochs(monkeypatc
     seen = automatic._Seen(20, 4 / 3, 0, 1)
     steps = []
     for number in (8, 80, 150, 1000, 10_000):
-        videos = type("Videos", (), {"splits": ("train", "val"), "__len__": lambda self, n=number: n})()
+        videos = type(
+            "Videos", (), {"splits": ("train", "validation"), "__len__": lambda self, n=number: n}
+        )()
         choices = automatic._choose(Recipe(automatic_data()), (), videos, seen, any_frame_count=False)
         [epochs] = [
             choice.values["training.epochs"] for choice in choices if "training.epochs" in choice.values
