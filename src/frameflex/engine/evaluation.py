@@ -198,13 +198,7 @@ def evaluate(
         VideoError: at the first file that can't be decoded, unless skipped.
         NotFinite: if the network gives NaN or infinite logits.
     """
-    if views not in VIEWS:
-        raise ValueError(f"views is {views!r}; expected one of {', '.join(VIEWS)}")
-    if not videos:
-        raise ValueError("there are no videos to evaluate")
-    unlabelled = videos.labels.count(-1)
-    if unlabelled:
-        raise ValueError(f"{unlabelled} of {len(videos)} videos have no label; evaluation needs one for each")
+    _check_possible(videos, views)
     num_views, num_crops = VIEWS[views]
     counts = sorted(set(frame_counts))
     dataset = ClipDataset(
@@ -223,8 +217,8 @@ def evaluate(
     precision = (
         _OF_ACCELERATE[accelerator.mixed_precision] if accelerator else chosen_precision(precision, device)
     )
-    policy = BadVideos(len(mine), on_bad_video)
     computing = accelerator.autocast if accelerator else lambda: computing_in(precision, device)
+    policy = BadVideos(len(mine), on_bad_video)
     was_training = model.training
     model.eval()
     try:
@@ -232,7 +226,7 @@ def evaluate(
             torch.inference_mode(),
             read_batches(dataset, batch_size=batch_size, num_workers=num_workers, sampler=mine) as batches,
         ):
-            share = _classify(model, videos, batches, counts, policy, computing, on_progress)
+            share = _classify(model, dataset, batches, policy, computing, on_progress)
     finally:
         model.train(was_training)
     if world > 1:
@@ -242,26 +236,26 @@ def evaluate(
             f"none of the {len(share.bad)} videos could be decoded; check them with frameflex data check"
         )
     temperatures = {count: temperature(count) if temperature else 1.0 for count in counts}
-    share.kept.sort(key=lambda item: item[0])
-    labels = torch.tensor([label for _, label, _ in share.kept], dtype=torch.long)
-    logits = {
-        count: torch.stack([answers[i] for _, _, answers in share.kept]) for i, count in enumerate(counts)
-    }
-    return Evaluation(
-        results=_results(share, labels, logits, temperatures, label_sets),
+    return _evaluation(
+        share,
+        videos,
+        label_sets,
+        temperatures,
         trained_counts=tuple(sorted(trained_counts)),
-        class_names=list(videos.classes if label_sets is None else label_sets.classes),
-        names=[videos[index].name for index, _, _ in share.kept],
-        labels=labels,
-        logits=logits,
         views=views,
         precision=precision,
-        bad=sorted(share.bad, key=lambda item: item.index),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        left_out=list(videos.left_out),
-        temperatures=temperatures,
-        videos=videos.subset(index for index, _, _ in share.kept),
     )
+
+
+def _check_possible(videos: VideoList, views: str) -> None:
+    if views not in VIEWS:
+        raise ValueError(f"views is {views!r}; expected one of {', '.join(VIEWS)}")
+    if not videos:
+        raise ValueError("there are no videos to evaluate")
+    unlabelled = videos.labels.count(-1)
+    if unlabelled:
+        raise ValueError(f"{unlabelled} of {len(videos)} videos have no label; evaluation needs one for each")
 
 
 @dataclass
@@ -285,15 +279,15 @@ class _Share:
 
 def _classify(
     model: nn.Module,
-    videos: VideoList,
+    dataset: ClipDataset,
     batches: Iterable[Batch],
-    counts: Sequence[int],
     policy: BadVideos,
     computing: Callable[[], AbstractContextManager[object]],
     on_progress: Callable[[int, int], None] | None,
 ) -> _Share:
     """Run this process's batches through the network at each count, in the context that `computing` opens."""
     device = next(model.parameters()).device
+    counts = dataset.frame_counts
     share = _Share([], policy.found, 0, dict.fromkeys(counts, 0.0), dict.fromkeys(counts, 0.0))
     done = 0
     for batch in batches:
@@ -301,7 +295,7 @@ def _classify(
         done += len(batch.labels) + len(batch.bad)
         if len(batch.labels):
             logits = []
-            names = [videos[index].name for index in batch.indices.tolist()]
+            names = [dataset.videos[index].name for index in batch.indices.tolist()]
             for count in counts:
                 clips = batch.clips[count].to(device)  # (B, V, 3, T, H, W)
                 if not share.gflops[count]:
@@ -341,6 +335,34 @@ def _gather(share: _Share) -> _Share:
         num_clips=sum(clips for clips, _, _ in costs),
         seconds={count: max(spent[count] for _, spent, _ in costs) for count in share.seconds},
         gflops={count: max(cost[count] for _, _, cost in costs) for count in share.gflops},
+    )
+
+
+def _evaluation(
+    share: _Share,
+    videos: VideoList,
+    label_sets: LabelSets | None,
+    temperatures: dict[int, float],
+    **protocol: Any,
+) -> Evaluation:
+    """What was measured, the videos in their order; `protocol` are `Evaluation`'s attributes that say how."""
+    share.kept.sort(key=lambda item: item[0])
+    labels = torch.tensor([label for _, label, _ in share.kept], dtype=torch.long)
+    logits = {
+        count: torch.stack([answers[i] for _, _, answers in share.kept])
+        for i, count in enumerate(share.seconds)
+    }
+    return Evaluation(
+        results=_results(share, labels, logits, temperatures, label_sets),
+        class_names=list(videos.classes if label_sets is None else label_sets.classes),
+        names=[videos[index].name for index, _, _ in share.kept],
+        labels=labels,
+        logits=logits,
+        bad=sorted(share.bad, key=lambda item: item.index),
+        left_out=list(videos.left_out),
+        temperatures=temperatures,
+        videos=videos.subset(index for index, _, _ in share.kept),
+        **protocol,
     )
 
 
