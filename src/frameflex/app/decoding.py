@@ -210,3 +210,92 @@ def rule_for(rule: ClipDataset, frame_counts: list[int]) -> ClipDataset:
         window=rule.window,
         on_bad_video="skip",
     )
+
+
+@dataclass(frozen=True)
+class OpenWindows:
+    """Task: begin with the windows of a long video; `NextWindow`, in the same process, gives them.
+
+    Attributes:
+        path: of the file.
+        rule: which frames of a window.
+        window_seconds: length of a window.
+        stride_seconds: from one to the next.
+    """
+
+    path: str
+    rule: ClipDataset
+    window_seconds: float
+    stride_seconds: float
+
+    def run(self) -> float | None:
+        """The video's length in seconds, as its header says."""
+        from frameflex.deploy.long_videos.windows import LongVideo
+
+        # Only the rule is asked for; the network is in another process.
+        recognizer: Any = _RuleAlone(self.rule)
+        _opened.close()
+        video = LongVideo(
+            recognizer, self.path, window_seconds=self.window_seconds, stride_seconds=self.stride_seconds
+        )
+        _opened.video, _opened.windows = video, video.windows()
+        return video.duration_seconds
+
+
+@dataclass(frozen=True)
+class NextWindow:
+    """Task: the next window of the video that was opened.
+
+    Attributes:
+        path: of the file, for messages.
+    """
+
+    path: str
+
+    def run(self) -> Window | Ended:
+        assert _opened.video is not None, "OpenWindows comes first"
+        for start, end, clip in _opened.windows:
+            return Window(start, end, clip.numpy())
+        ended = Ended(_opened.video.duration_seconds or 0.0, [one.text for one in _opened.video.troubles])
+        _opened.close()
+        return ended
+
+
+@dataclass(frozen=True)
+class Window:
+    """Start and end in seconds and clip ``(V, 3, T, h, w)`` of a window."""
+
+    start_seconds: float
+    end_seconds: float
+    clip: np.ndarray
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The video's length in seconds, and what was wrong with it."""
+
+    duration_seconds: float
+    troubles: list[str]
+
+
+@dataclass(frozen=True)
+class _RuleAlone:
+    rule: ClipDataset
+
+    def clip_rule(self, num_frames: int | None = None, views: str = "1x1") -> ClipDataset:
+        return self.rule
+
+
+class _Opened:
+    """The long video that a process is in."""
+
+    video: Any = None
+    windows: Iterator[tuple[float, float, Tensor]] = iter(())
+
+    def close(self) -> None:
+        if self.video is not None:
+            self.video.close()
+        self.video, self.windows = None, iter(())
+
+
+_opened = _Opened()

@@ -21,6 +21,7 @@ VERBS = {  # each is a module of this package with run(argv, console) -> exit st
     "evaluate": "accuracy and cost of a checkpoint at every frame count",
     "predict": "recognise what happens in videos",
     "stream": "recognise what happens in live pictures: webcam, file, address, standard input",
+    "app": "a page in the browser: try a network, see why, teach it, watch a camera",
     "serve": "answer over HTTP what happens in videos",
     "calibrate": "fit a checkpoint's statistics to frame counts that it was not trained at",
     "data": "render the bundled benchmark; check and prepare the files of a data set",

@@ -1,0 +1,50 @@
+// The page: its rooms, and which of them is open.
+
+import { setUpClip } from "./clip.js";
+import { $ } from "./dom.js";
+import { connect, on } from "./talk.js";
+import { setUpTimeline } from "./timeline.js";
+import { drawCurve, setUpTry } from "./try.js";
+
+const ROOMS = [...document.querySelectorAll("[role=tab]")].map((tab) => tab.id.slice(4));
+const openers = new Map();
+let open = "try";
+
+export function onOpen(room, listener) {
+  openers.set(room, listener);
+}
+
+function openRoom(room, { focus = false } = {}) {
+  open = room;
+  for (const name of ROOMS) {
+    const chosen = name === room;
+    $(`tab-${name}`).setAttribute("aria-selected", chosen);
+    $(`tab-${name}`).tabIndex = chosen ? 0 : -1;
+    $(`room-${name}`).hidden = !chosen;
+  }
+  const withClip = room === "try" || room === "why";
+  $("stage").hidden = !withClip;
+  document.body.dataset.room = room;
+  if (focus) $(`tab-${room}`).focus();
+  openers.get(room)?.();
+}
+
+for (const [i, room] of ROOMS.entries()) {
+  $(`tab-${room}`).addEventListener("click", () => openRoom(room));
+  $(`tab-${room}`).addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (step) openRoom(ROOMS[(i + step + ROOMS.length) % ROOMS.length], { focus: true });
+  });
+}
+
+on("hello", (message) => {
+  $("network").textContent = message.network.split("/").pop();
+  $("network").title = message.network;
+});
+window.addEventListener("resize", () => openers.get(open)?.());
+setUpClip(() => open === "try" || open === "why");
+setUpTry();
+setUpTimeline();
+onOpen("try", drawCurve);
+openRoom("try");
+connect();

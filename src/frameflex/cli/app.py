@@ -1,0 +1,49 @@
+"""``frameflex app``: a page in the browser."""
+
+from __future__ import annotations
+
+import argparse
+import webbrowser
+from typing import Any
+
+from frameflex.cli.options import add_device_option, parser_of, positive
+from frameflex.cli.serve import port
+
+
+def run(argv: list[str], console: Any) -> int:
+    args = _parser().parse_args(argv)
+    from frameflex.app.running import needed, run_server
+
+    needed()
+    from frameflex.app.page import make_page
+    from frameflex.deploy.recognizer import load
+
+    recognizer = load(args.checkpoint, device=args.device)
+    app = make_page(recognizer, name=args.checkpoint, num_processes=args.workers)
+
+    def tell(address: str) -> None:
+        console.print(f"the page is at {address}; Ctrl-C ends it", markup=False, soft_wrap=True)
+        if not args.no_browser:
+            webbrowser.open(address)
+
+    run_server(app, host="127.0.0.1", port=args.port, on_start=tell)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_of(
+        "app",
+        "A page in the browser of this machine: drop a clip or record one, and see what the network says, at any\n"
+        "number of frames, and when in a long video. Nothing leaves this machine. Needs frameflex[app].",
+        "frameflex app best.safetensors",
+    )
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a .safetensors file, an export, a name of published weights, or an address",
+    )
+    parser.add_argument("--port", type=port, default=8010, help="0 takes a free one (default: 8010)")
+    parser.add_argument("--no-browser", action="store_true", help="print the page's address alone")
+    parser.add_argument("--workers", type=positive, default=2, help="processes that decode (default: 2)")
+    add_device_option(parser)
+    return parser
