@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from frameflex.video.orientation import UPRIGHT, Orientation
+from frameflex.video.pixels import on_white
 from frameflex.video.reader import (
     ADVICE,
     Limits,
@@ -17,7 +19,7 @@ from frameflex.video.reader import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from PIL.Image import Image
 
 logger = logging.getLogger(__name__)
 
@@ -58,17 +60,18 @@ class FolderReader(VideoReader):
         """Nothing is open between two reads."""
 
     def _decode(self, path: Path) -> np.ndarray:
-        from PIL import Image
+        from PIL.Image import DecompressionBombError
+        from PIL.Image import open as open_image
 
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 if image.width * image.height > self._limits.max_pixels:
                     raise VideoError(
                         f"video {self.name}: {path.name} has {image.width}x{image.height} pixels; expected at most "
                         f"{self._limits.max_pixels}."
                     )
-                return np.asarray(image.convert("RGB"))  # (H, W, 3)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                return _as_seen(image)
+        except (OSError, SyntaxError, ValueError, DecompressionBombError) as error:
             raise VideoError(
                 f"video {self.name}: {path.name} can't be decoded ({path.stat().st_size} bytes: {error}). {ADVICE}"
             ) from error
@@ -84,6 +87,41 @@ class FolderReader(VideoReader):
                 )
             out[[slot for slot, i in enumerate(wanted) if i == index]] = image
         return out
+
+
+# EXIF's tag of the camera's orientation, and what each value means.
+_ORIENTATION = 0x0112
+_ORIENTATIONS = {
+    2: Orientation(False, True, False),
+    3: Orientation(False, True, True),
+    4: Orientation(False, False, True),
+    5: Orientation(True, False, False),
+    6: Orientation(True, True, False),
+    7: Orientation(True, True, True),
+    8: Orientation(True, False, True),
+}
+
+
+def _as_seen(image: Image) -> np.ndarray:
+    """RGB ``(H, W, 3)`` of eight bits, upright, on white where it is transparent."""
+    if image.mode.startswith("I"):  # grey of 16 bits, which `convert` would clip to 255
+        values = np.asarray(image).astype(np.int64)
+        grey = (values >> 8).clip(0, 255).astype(np.uint8)
+        grey[values == image.info.get("transparency", -1)] = 255
+        pixels = np.repeat(grey[..., None], 3, 2)
+    elif image.has_transparency_data:
+        pixels = on_white(np.asarray(image.convert("RGBA")))
+    else:
+        pixels = np.asarray(image.convert("RGB"))
+    return _orientation_of(image).apply(pixels)
+
+
+def _orientation_of(image: Image) -> Orientation:
+    try:
+        return _ORIENTATIONS.get(image.getexif().get(_ORIENTATION, 1), UPRIGHT)
+    except (OSError, SyntaxError, ValueError) as error:
+        logger.debug("damaged EXIF, which players pass over, too: %s", error)
+        return UPRIGHT
 
 
 def _numerical_order(path: Path) -> tuple[list[int], str]:

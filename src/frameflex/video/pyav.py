@@ -29,6 +29,7 @@ from frameflex.video.containers import (
     size_text,
 )
 from frameflex.video.orientation import orientation_of
+from frameflex.video.pixels import rgb_of
 from frameflex.video.reader import (
     ADVICE,
     Limits,
@@ -441,17 +442,7 @@ class PyAVReader(VideoReader):
 
     def _to_rgb(self, frame: VideoFrame, out: np.ndarray) -> None:
         height, width = self._stored_size
-        # One reformatter for all frames keeps its scaling tables; frame.to_ndarray() builds them anew for each.
-        try:
-            rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24")
-        except (av.error.FFmpegError, ValueError) as error:
-            raise VideoError(
-                f"video {self.name}: pixels of format {frame.format.name} can't be converted to RGB ({error}). "
-                "Convert it with `ffmpeg -i INPUT -pix_fmt yuv420p OUTPUT.mp4`."
-            ) from error
-        plane = rgb.planes[0]
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
-        image = rows[:, : 3 * width].reshape(height, width, 3)
+        image = rgb_of(frame, self._reformatter, height=height, width=width, name=self.name)
         out[:] = self.orientation.apply(image)
 
     def close(self) -> None:

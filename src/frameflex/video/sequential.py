@@ -31,6 +31,7 @@ from frameflex.video.containers import (
     rate_of,
 )
 from frameflex.video.orientation import orientation_of
+from frameflex.video.pixels import rgb_of
 from frameflex.video.reader import MAX_PIXELS, Limits, VideoError
 from frameflex.video.times import first_frame_seconds, stated_end
 
@@ -82,17 +83,8 @@ class TimedFrame:
             VideoError: if the pixel format can't be converted.
         """
         height, width = self._orientation.size(*(size or (self.height, self.width)))
-        try:
-            # One reformatter for all frames keeps its scaling tables.
-            rgb = self._reformatter.reformat(self._picture, width=width, height=height, format="rgb24")
-        except (av.error.FFmpegError, ValueError) as error:
-            raise VideoError(
-                f"video {self._name}: pixels of format {self._picture.format.name} can't be converted to RGB "
-                f"({error}). Convert it with `ffmpeg -i INPUT -pix_fmt yuv420p OUTPUT.mp4`."
-            ) from error
-        plane = rgb.planes[0]
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
-        image = self._orientation.apply(rows[:, : 3 * width].reshape(height, width, 3))
+        image = rgb_of(self._picture, self._reformatter, height=height, width=width, name=self._name)
+        image = self._orientation.apply(image)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
 
 

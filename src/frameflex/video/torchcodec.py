@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from frameflex.video.orientation import UPRIGHT
+from frameflex.video.pixels import can_be_transparent
 from frameflex.video.pyav import PyAVReader
 from frameflex.video.reader import (
     Limits,
@@ -27,8 +28,8 @@ class TorchCodecReader(PyAVReader):
     """Decodes with torchcodec where the packets are in order, so that both back ends number frames alike.
 
     PyAV's scan still decides what exists, and PyAV reads what torchcodec would number or convert differently:
-    streams without reliable timestamps or with signs of damage, more than 8 bits a colour, and pictures that are
-    shown turned or mirrored (versions of torchcodec differ in what they do with these).
+    streams without reliable timestamps or with signs of damage, more than 8 bits a colour, transparent pixels, and
+    pictures that are shown turned or mirrored (versions of torchcodec differ in what they do with these).
     """
 
     def __init__(self, source: Source, limits: Limits, video_decoder: Any) -> None:
@@ -44,6 +45,7 @@ class TorchCodecReader(PyAVReader):
             or self._num_counts
             or self.orientation != UPRIGHT
             or pixels is None
+            or can_be_transparent(pixels.name)
             or any(c.bits != 8 for c in pixels.components)
         ):
             return None
