@@ -196,6 +196,29 @@ def test_a_long_video_has_a_timeline_that_plays_along(things, address, tmp_path,
     assert problems == []
 
 
+def test_why_shows_maps_importance_and_the_clip_backwards(things, address, tmp_path):
+    from frameflex.deploy.recognizer import Recognizer
+
+    recognizer = Recognizer.from_checkpoint(things / "tiny.safetensors", device="cpu")
+    with browser(tmp_path) as (page, problems):
+        open_page(page, address)
+        page.set_input_files("#file", things / "clip.mp4")
+        page.wait_for_selector("#bars li")
+        page.click("#tab-why")
+        page.wait_for_selector("#why-strip img")
+        page.select_option("#why-class", label="nothing")
+        expected = recognizer.explain(things / "clip.mp4", label="nothing").importance.tolist()
+        shown = [f"{'+' if lost >= 0 else '−'}{100 * abs(lost):.1f} %" for lost in expected]
+        until(
+            page,
+            "[...document.querySelectorAll('.lost')].map(e => e.textContent).join() === "
+            + json.dumps(",".join(shown)),
+        )
+        assert page.locator("#why-backwards li").count() == 3
+        shot(page, "why")
+    assert problems == []
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark"), (1280, "dark")])
 def test_nothing_overflows_small_or_large_dark_or_light(things, address, tmp_path, width, scheme):
     with browser(tmp_path, width=width, scheme=scheme) as (page, problems):

@@ -249,3 +249,20 @@ def test_a_network_of_several_labels_answers_with_one_probability_each(things, t
         answer = {one["label"]: one["probability"] for one in tab.get("look")["predictions"]}
     expected = torch.sigmoid(recognizer.logits(things / "clip.mp4"))
     assert [answer[name] for name in CLASSES] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_the_reasons_are_those_of_explain(tab, things):
+    recognizer = Recognizer.from_checkpoint(things / "tiny.safetensors", device="cpu")
+    expected = recognizer.explain(things / "clip.mp4", num_frames=4, label="nothing")
+    tab.upload((things / "clip.mp4").read_bytes())
+    tab.get("look")
+    tab.ask(type="explain", video=1, frames=4, index=2)
+    why = tab.get("why")
+    assert (why["label"], why["text"], len(why["pictures"])) == ("nothing", "", 4)
+    for key, predictions in (("predictions", expected.predictions), ("backwards", expected.backwards)):
+        assert [one["label"] for one in why[key]] == [one.label for one in predictions]
+        assert [one["probability"] for one in why[key]] == pytest.approx(
+            [one.probability for one in predictions], abs=1e-5
+        )
+    lost = [tab.get("importance")["lost"] for _ in range(4)]
+    assert lost == pytest.approx(expected.importance.tolist(), abs=1e-5)

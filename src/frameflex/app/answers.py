@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from frameflex.app.batching import Batcher, Looked
-from frameflex.app.decoding import DecodeClips, Decoded, DecodingPool
+from frameflex.app.decoding import DecodeClips, DecodingPool
 from frameflex.data.transforms import EvalTransform
+from frameflex.deploy.decoded import Decoded
 from frameflex.deploy.recognizer import Prediction, Recognizer
 from frameflex.engine.evaluation import clip_gflops
 from frameflex.video import Limits
@@ -138,11 +139,7 @@ class Answers:
 
     def best(self, probabilities: Tensor, top: int) -> list[Prediction]:
         """The ``top`` classes, best first."""
-        best = probabilities.topk(min(top, len(probabilities)))
-        return [
-            Prediction(self.class_names[index], index, probability)
-            for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        return self.recognizer.best(probabilities, top)
 
     def close(self) -> None:
         """End threads and processes."""

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from frameflex.app.answers import Answers
-from frameflex.app.decoding import Decoded, Ended, NextWindow, OpenWindows, answer_of
+from frameflex.app.decoding import Ended, NextWindow, OpenWindows, answer_of
+from frameflex.app.explaining import explain
 from frameflex.app.pictures import strip
 from frameflex.app.talking import Handler, Talk, number_of, whole_number_of
 from frameflex.app.uploads import Refused, Upload
+from frameflex.deploy.decoded import Decoded
 from frameflex.deploy.long_videos.events import EventDetector, Segment, detect_events, merge_windows
 
 TOP = 5
@@ -49,6 +51,7 @@ class Trying:
         self._refused = False
         self._video: _Video | None = None
         self._following: list[asyncio.Task[None]] = []
+        self._explaining: asyncio.Task[None] | None = None
         self._stop = threading.Event()
 
     def handlers(self) -> dict[str, Handler]:
@@ -59,6 +62,7 @@ class Trying:
             "look": self.look,
             "curve": self.curve,
             "timeline": self.timeline,
+            "explain": self.explain,
         }
 
     def close(self) -> None:
@@ -186,6 +190,24 @@ class Trying:
                 }
             )
         await self._talk.send({"type": "curve-done", "video": video.number})
+
+    # Why
+
+    async def explain(self, message: dict[str, Any]) -> None:
+        """Say why; what was asked before is dropped."""
+        if self._explaining is not None:
+            self._explaining.cancel()
+        self._explaining = self._talk.begin(self._explain(message), message)
+        self._following.append(self._explaining)
+
+    async def _explain(self, message: dict[str, Any]) -> None:
+        video, answers = self.current(message), self._answers()
+        num_frames = whole_number_of(message, "frames", 1, answers.limits.max_frames)
+        index = None
+        if message.get("index") is not None:
+            index = whole_number_of(message, "index", 0, len(answers.class_names) - 1)
+        decoded = await self.decoded(video, [num_frames])
+        await explain(self._talk, answers, video.number, decoded, num_frames, index)
 
     # What happens when
 

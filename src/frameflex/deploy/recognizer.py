@@ -25,6 +25,7 @@ from frameflex.models.tsm import checked_num_frames, classify_views
 from frameflex.video import VideoError
 
 if TYPE_CHECKING:
+    from frameflex.deploy.explaining import Explanation
     from frameflex.deploy.inputs import Video
 
 
@@ -274,6 +275,41 @@ class Recognizer:
         """Which frames of a video the network is shown, and how they are prepared; arguments as for a call."""
         return self._dataset([], self._counts(num_frames, None), views)
 
+    def explain(
+        self, video: Video, *, num_frames: int | None = None, label: str | None = None, top: int = 5
+    ) -> Explanation:
+        """Why a video has its label: where the network looked, which frames mattered, what it says of it backwards.
+
+        Args:
+            video: as for a call.
+            num_frames: as for a call.
+            label: the class to explain; by default the likeliest.
+            top: how many predictions, forwards and backwards.
+
+        Raises:
+            ValueError: if there is no such class, or the network is an export.
+            VideoError, FileNotFoundError: as for a call.
+
+        Examples:
+            >>> why = recognizer.explain("clip.mp4")
+            >>> int(why.importance.argmax())  # the frame that mattered most
+            3
+        """
+        from frameflex.deploy.explaining import explain
+
+        return explain(self, video, num_frames=num_frames, label=label, top=top)
+
+    def best(self, probabilities: Tensor, top: int) -> list[Prediction]:
+        """The ``top`` likeliest classes of ``(K,)``, or as many as there are, best first."""
+        if top < 1:
+            raise ValueError(f"top is {top}; expected at least 1")
+        best = probabilities.topk(min(top, len(probabilities)))
+        names = self.checkpoint.class_names
+        return [
+            Prediction(names[index], index, probability)
+            for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
     def probabilities(self, clips: Tensor) -> Tensor:
         """Probabilities ``(B, K)`` of clips ``(B, V, 3, T, h, w)``, on the CPU."""
         return self._probabilities(self._classify(clips) / self.checkpoint.temperature(clips.shape[3]))
@@ -334,14 +370,7 @@ class Recognizer:
         return logits.sigmoid() if self.checkpoint.multi_label else logits.softmax(-1)
 
     def _answers(self, logits: Tensor, top: int) -> list[Prediction]:
-        if top < 1:
-            raise ValueError(f"top is {top}; expected at least 1")
-        best = self._probabilities(logits).topk(min(top, len(logits)))
-        names = self.checkpoint.class_names
-        return [
-            Prediction(names[index], index, probability)
-            for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        return self.best(self._probabilities(logits), top)
 
 
 def precision_of(model: nn.Module, precision: str | None, device: torch.device) -> str:

@@ -5,6 +5,7 @@ import { $ } from "./dom.js";
 import { connect, on } from "./talk.js";
 import { setUpTimeline } from "./timeline.js";
 import { drawCurve, setUpTry } from "./try.js";
+import { askWhy, setUpWhy } from "./why.js";
 
 const ROOMS = [...document.querySelectorAll("[role=tab]")].map((tab) => tab.id.slice(4));
 const openers = new Map();
@@ -45,6 +46,8 @@ window.addEventListener("resize", () => openers.get(open)?.());
 setUpClip(() => open === "try" || open === "why");
 setUpTry();
 setUpTimeline();
+setUpWhy(() => open === "why");
 onOpen("try", drawCurve);
+onOpen("why", askWhy);
 openRoom("try");
 connect();
