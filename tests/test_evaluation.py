@@ -71,9 +71,9 @@ def test_batches_workers_and_views_do_not_change_what_a_video_gets(trained):
 def test_accuracies_equal_counting_by_hand():
     logits = torch.tensor([[3.0, 1, 0], [0, 2, 1], [0, 2, 1], [5, 1, 2]])
     labels = torch.tensor([0, 1, 2, 1])
-    from frameflex.engine.evaluation import _accuracies
+    from frameflex.engine.evaluation import accuracies
 
-    got = _accuracies(logits, labels)
+    got = accuracies(logits, labels)
     assert got["top1"] == 0.5
     assert got["top5"] == 1.0
     assert got["mean_class_accuracy"] == pytest.approx((1 + 0.5 + 0) / 3)

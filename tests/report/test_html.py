@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -16,7 +17,8 @@ from frameflex.data.records import BadVideo, VideoList, VideoRecord
 from frameflex.data.transforms import Preprocessing
 from frameflex.engine.evaluation import CountResult, Evaluation
 from frameflex.models import create_model
-from frameflex.report import Measured, wilson_interval, write_report
+from frameflex.report import Measured, top1_sentence, wilson_interval, write_report
+from frameflex.report.html import doubtful_labels, worst_mistakes
 
 EVIL = "<script>alert('x')</script> & \"quoted\" {{ 7 * 7 }}"
 
@@ -137,6 +139,54 @@ def test_what_is_wrong_with_the_data_is_named(tmp_path):
         "bad-in-training.mp4",
     ):
         assert name in text
+
+
+def test_a_label_that_another_class_fits_as_its_own_videos_is_doubted_with_its_frames(tmp_path):
+    one = part(tmp_path, names=["wave", "clap", "jump"])
+    evaluation = one.evaluation
+    probabilities = torch.full((12, 3), 0.1)
+    probabilities[range(12), evaluation.labels] = 0.8
+    probabilities[0] = torch.tensor([0.02, 0.97, 0.01])  # "wave", surely a clap
+    probabilities[4] = torch.tensor([0.45, 0.35, 0.2])  # "clap", a mistake without confidence
+    evaluation.logits = {4: probabilities.double().log()}
+    evaluation.results = evaluation.results[1:]
+    assert doubtful_labels(evaluation, 4) == [0]
+    assert worst_mistakes(evaluation, 4, besides=[0]) == [4]
+    write_report(tmp_path / "report.html", {"net": one}, title="t", command="c")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    Tags(text)
+    assert "<b>wave/0.mp4</b>: is it really wave (0.02)? The network says clap, 0.97" in text
+    assert "Worst other mistakes" in text
+    assert "is clap, taken for wave (45.0 %)" in text
+    assert text.count("<img") == 2 * 4  # each of the two once
+    evaluation.trained_on = ["wave/0.mp4"]
+    assert doubtful_labels(evaluation, 4) == []  # it remembers, it doesn't doubt
+    assert worst_mistakes(evaluation, 4) == [0, 4]
+
+
+def test_a_page_without_doubts_has_no_section_of_them_and_data_problems_are_only_text(tmp_path):
+    one = part(tmp_path)
+    one.evaluation.logits = {
+        t: 5 * torch.nn.functional.one_hot(one.evaluation.labels, 3).double() for t in (2, 4)
+    }
+    one = replace(one, problems=[EVIL])
+    write_report(tmp_path / "report.html", {"net": one}, title="t", command="c")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Doubtful labels" not in text
+    assert "every video was recognised" in text
+    assert "Data problems" in text
+    assert "<script" not in text
+
+
+def test_accuracies_have_their_wilson_intervals(tmp_path):
+    one = part(tmp_path)
+    assert one.evaluation.top1_interval(4) == wilson_interval(9, 12)
+    assert one.evaluation.to_dict()["results"][0]["top1_interval"] == list(wilson_interval(9, 12))
+    assert "top-1 at 4 frames 75.0% (9 of 12 videos), 95 % interval 46.8 to 91.1 %" in top1_sentence(
+        one.evaluation
+    )
+    write_report(tmp_path / "report.html", {"net": one}, title="t", command="c")
+    assert "46.8 – 91.1" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_video_that_is_gone_has_its_reason_in_place_of_its_frames(tmp_path):

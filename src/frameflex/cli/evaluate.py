@@ -218,7 +218,10 @@ def run(argv: list[str], console: Any) -> int:
         out = Console(highlight=False)
         out.print(report.accuracy_table(measured))
         for name, one in measured.items():
-            for line in report.published_lines(one, networks[name].metrics):
+            for line in (
+                report.top1_sentence(one),
+                *report.published_lines(one, networks[name].metrics),
+            ):
                 out.print(line if len(measured) == 1 else f"{name}: {line}", markup=False, soft_wrap=True)
         if args.compare:
             out.print(report.comparison_table(measured))
@@ -250,6 +253,7 @@ def run(argv: list[str], console: Any) -> int:
             name: replace(
                 _part_of_report(one, networks[name], paths[name]),
                 note=baseline_sentence(one, baselines[name]) if name in baselines else "",
+                problems=problems,
             )
             for name, one in measured.items()
         }

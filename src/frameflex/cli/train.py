@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,10 @@ from frameflex.engine.recipe_files import parse_recipe
 
 if TYPE_CHECKING:
     from frameflex.engine.evaluation import Evaluation
+    from frameflex.engine.recipe import Recipe
 
 
 def run(argv: list[str], console: Any) -> int:
-    from frameflex.console import training_progress
-    from frameflex.engine.training import train
     from frameflex.tuning import tune_process
 
     # One of several processes of torchrun or accelerate launch: the first one talks.
@@ -28,12 +28,35 @@ def run(argv: list[str], console: Any) -> int:
     recipe, resume = parse_recipe(argv)
     check_place(Path(recipe.output))
     tune_process(num_workers=recipe.data.num_workers)
+    several = recipe.data.folds is not None and recipe.data.fold is None
     if silent:
+        _train_silently(recipe, resume, several)
+    elif several:
+        _cross_validate(recipe, resume, shlex.join(["frameflex", "train", *argv]), console)
+    else:
+        _train(recipe, resume, shlex.join(["frameflex", "train", *argv]), console)
+    return 0
+
+
+def _train_silently(recipe: Recipe, resume: bool, several: bool) -> None:
+    from frameflex.engine.cross_validation import cross_validate
+    from frameflex.engine.training import train
+
+    if several:
+        cross_validate(recipe, resume=resume)
+    else:
         train(recipe, resume=resume)
-        _leave_processes()
-        return 0
+    _leave_processes()
+
+
+def _train(recipe: Recipe, resume: bool, command: str, console: Any) -> None:
+    from frameflex.console import training_progress
+    from frameflex.engine.training import train
+    from frameflex.report import top1_sentence
+
     # By trained counts: the method "separate" trains a network at each.
     measured: dict[tuple[int, ...], tuple[Evaluation, int, bool]] = {}
+    problems: list[str] = []
     with training_progress(console, recipe.training.epochs) as watcher:
 
         def on_validation(epoch: int, evaluation: Evaluation, best: bool) -> None:
@@ -43,15 +66,66 @@ def run(argv: list[str], console: Any) -> int:
             if watcher.on_validation:
                 watcher.on_validation(epoch, evaluation, best)
 
-        paths = train(recipe, resume=resume, watcher=replace(watcher, on_validation=on_validation))
+        watcher_of_both = replace(watcher, on_validation=on_validation, on_data_problems=problems.extend)
+        paths = train(recipe, resume=resume, watcher=watcher_of_both)
     _leave_processes()
     for path in paths:
         print(path)  # noqa: T201
-    command = shlex.join(["frameflex", "train", *argv])
     for counts, (evaluation, epoch, best) in measured.items():
+        chosen = "; the epoch was chosen by these videos: expect somewhat less on others" if best else ""
+        console.print(
+            f"epoch {epoch + 1}: validation {top1_sentence(evaluation)}{chosen}", markup=False, soft_wrap=True
+        )
         folder = Path(recipe.output, *([f"{counts[0]}f"] if recipe.method == "separate" else []))
-        _write_report(folder, evaluation, epoch, best, command)
-    return 0
+        _write_report(folder, evaluation, epoch, best, command, problems)
+
+
+def _cross_validate(recipe: Recipe, resume: bool, command: str, console: Any) -> None:
+    from rich.console import Console
+
+    from frameflex import report
+    from frameflex.console import training_progress
+    from frameflex.engine.cross_validation import cross_validate
+
+    with training_progress(console, recipe.training.epochs) as watcher:
+
+        def on_fold(number: int, evaluation: Evaluation) -> None:
+            console.print(
+                f"fold {number}: {report.top1_sentence(evaluation)}, after the last epoch",
+                markup=False,
+                soft_wrap=True,
+            )
+
+        validated = cross_validate(recipe, resume=resume, watcher=watcher, on_fold=on_fold)
+    _leave_processes()
+    output = Path(recipe.output)
+    report.write_json(output / "folds.json", validated.to_dict())
+    report.write_predictions(validated.evaluation, output / "predictions.csv")
+    part = report.Measured(
+        validated.evaluation,
+        **_as_seen_by(output / "fold1" / "last.safetensors"),
+        note="Measured by cross-validation, each network after its last epoch: no number was chosen by these videos.",
+        problems=validated.problems,
+        cross_validation=validated,
+    )
+    name = f"{len(validated.folds)} folds"
+    report.write_report(output / "report.html", {name: part}, title=f"{name} in {output}", command=command)
+    Console(highlight=False).print(report.folds_table(validated))
+    print(output / "folds.json")  # noqa: T201
+    console.print(
+        f"wrote folds.json, predictions.csv and report.html into {output}. The networks of the folds are for this "
+        "number; train the one to use on all videos: the same without --folds, into another --output",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _as_seen_by(path: Path) -> dict[str, Any]:
+    """Which pixels and frames a checkpoint takes."""
+    from frameflex.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(path)
+    return {"preprocessing": checkpoint.preprocessing, **checkpoint.sampling}
 
 
 def _leave_processes() -> None:
@@ -62,7 +136,9 @@ def _leave_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _write_report(folder: Path, evaluation: Evaluation, epoch: int, best: bool, command: str) -> None:
+def _write_report(
+    folder: Path, evaluation: Evaluation, epoch: int, best: bool, command: str, problems: Sequence[str]
+) -> None:
     """``report.html`` of a run that has ended: its best validation, or the last one where it had the best before."""
     from frameflex.checkpoint import load_checkpoint
     from frameflex.report import Measured, write_report
@@ -90,5 +166,6 @@ def _write_report(folder: Path, evaluation: Evaluation, epoch: int, best: bool, 
         log=folder / "log.jsonl",
         training_bad=checkpoint.metrics.get("training", {}).get("undecodable", {}),
         note=note,
+        problems=problems,
     )
     write_report(folder / "report.html", {name: part}, title=f"Training in {folder}", command=command)

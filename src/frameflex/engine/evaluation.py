@@ -26,7 +26,7 @@ from frameflex.data.label_sets import LabelSets
 from frameflex.data.loading import read_batches
 from frameflex.data.records import BadVideo, BadVideos, VideoList
 from frameflex.data.transforms import VIEWS, EvalTransform, Preprocessing
-from frameflex.engine.confidence import calibration_error
+from frameflex.engine.confidence import calibration_error, wilson_interval
 from frameflex.engine.recipe import read_yaml
 from frameflex.models.frame_flexible import nearest_count
 from frameflex.models.precision import chosen_precision, computing_in
@@ -116,6 +116,14 @@ class Evaluation:
         measured = [result for result in self.results if result.num_frames in self.trained_counts]
         return measured[-1].top1 - self.at(num_frames).top1 if measured else None
 
+    def top1_interval(self, num_frames: int) -> tuple[float, float] | None:
+        """Wilson's 95 % interval of top-1, as if videos were drawn one by one; None for several labels a video."""
+        result = self.at(num_frames)
+        if result.mean_average_precision is not None:
+            return None
+        number = len(self.names)
+        return wilson_interval(round(result.top1 * number), number)
+
     def area(self) -> float:
         """Mean top-1 under the curve over log2 T, 0 to 1: no count weighs more because it was measured finely."""
         xs = torch.tensor([result.num_frames for result in self.results], dtype=torch.double).log2()
@@ -143,11 +151,23 @@ class Evaluation:
             },
             "num_parameters": self.num_parameters,
             "area_over_log2_frames": self.area(),
-            "results": [{**asdict(r), "drop": self.drop(r.num_frames)} for r in self.results],
+            "results": [
+                {
+                    **asdict(r),
+                    "top1_interval": _listed(self.top1_interval(r.num_frames)),
+                    "drop": self.drop(r.num_frames),
+                }
+                for r in self.results
+            ],
             "undecodable": [{"name": bad.name, "reason": bad.reason} for bad in self.bad],
             "left_out": [{"name": bad.name, "reason": bad.reason} for bad in self.left_out],
             "trained_on": self.trained_on,
         }
+
+
+def _listed(interval: tuple[float, float] | None) -> list[float] | None:
+    """As JSON gives it back."""
+    return None if interval is None else list(interval)
 
 
 def evaluate(
@@ -377,18 +397,18 @@ def _results(
     results = []
     for count, answers in logits.items():
         if label_sets is None:
-            accuracies = {
-                **_accuracies(answers, labels),
+            measured = {
+                **accuracies(answers, labels),
                 "calibration_error": calibration_error(answers, labels),
                 "calibrated_error": calibration_error(answers / temperatures[count], labels),
             }
         else:
-            accuracies = _set_accuracies(answers, label_sets.targets(labels))
+            measured = _set_accuracies(answers, label_sets.targets(labels))
         seconds = share.seconds[count]
         results.append(
             CountResult(
                 count,
-                **accuracies,
+                **measured,
                 gflops=share.gflops[count],
                 clips_per_second=share.num_clips / seconds if seconds else float("nan"),
             )
@@ -396,7 +416,8 @@ def _results(
     return results
 
 
-def _accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
+def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Top-1, top-5 and class mean of logits ``(N, K)`` for labels ``(N,)``, by their names in `CountResult`."""
     num_classes = logits.shape[1]
     if num_classes == 1:
         return {"top1": 1.0, "top5": 1.0, "mean_class_accuracy": 1.0}

@@ -88,17 +88,17 @@ def train(
 
 def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher, check_data: bool) -> Path:
     folder = RunFolder(Path(recipe.output), keep=recipe.training.keep_checkpoints)
-    accelerator = _make_accelerator(recipe)
+    accelerator = make_accelerator(recipe)
     make_board = (
         _summary_writer() if recipe.training.tensorboard else None
     )  # missing: told before anything is written
     task = read_task(recipe)
     if not resume:
-        _expect_nothing_in(folder)
-    with _held(folder, accelerator):
+        expect_nothing_in(folder)
+    with hold_folder(folder, accelerator):
         former = _find_former(folder, accelerator) if resume else None
         if not resume:
-            _expect_nothing_in(folder)  # again, now that no other run can begin in it
+            expect_nothing_in(folder)  # again, now that no other run can begin in it
         # What a step is made of: a run that goes on with others would leave out videos or see some twice.
         made_of = {
             "num_videos": len(task.training),
@@ -129,7 +129,8 @@ def _tell_problems(task: Task, watcher: Watcher) -> None:
         watcher.on_data_problems(lines)
 
 
-def _expect_nothing_in(folder: RunFolder) -> None:
+def expect_nothing_in(folder: RunFolder) -> None:
+    """Refuse a folder with files in it, of a run or of anything else, with a RecipeError."""
     if folder.in_use():
         raise RecipeError(
             f"output {folder.path} holds files already; expected an empty or new folder. "
@@ -138,7 +139,7 @@ def _expect_nothing_in(folder: RunFolder) -> None:
 
 
 @contextlib.contextmanager
-def _held(folder: RunFolder, accelerator: Accelerator) -> Iterator[None]:
+def hold_folder(folder: RunFolder, accelerator: Accelerator) -> Iterator[None]:
     """Hold the folder of a run; the first of several processes does, and a refusal is raised in all of them."""
     with contextlib.ExitStack() as stack:
         refusal: list[Exception | None] = [None]
@@ -225,7 +226,8 @@ def _find_former(folder: RunFolder, accelerator: Accelerator) -> Checkpoint | No
     return former
 
 
-def _make_accelerator(recipe: Recipe) -> Accelerator:
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Devices, precision and processes of a run, or of the measuring that follows it."""
     AcceleratorState._reset_state()  # a former run in this process may have had another precision
     some_unused = recipe.objective.random_counts or recipe.draws_counts or recipe.first_phase_epochs > 0
     return Accelerator(

@@ -20,9 +20,12 @@ from frameflex import __version__
 from frameflex.data.clips import ClipDataset
 from frameflex.data.records import BadVideo, VideoList
 from frameflex.data.transforms import VIEWS, EvalTransform, Preprocessing
+from frameflex.engine.confidence import wilson_interval
+from frameflex.engine.cross_validation import CrossValidation
 from frameflex.engine.evaluation import Evaluation
 from frameflex.report.files import write_whole
 
+NUM_DOUBTFUL = 12
 NUM_MISTAKES = 8
 MOST_FRAMES = 16  # of a strip
 MOST_CLASSES = 20  # of a confusion matrix
@@ -42,6 +45,8 @@ class Measured:
         log: ``log.jsonl`` of its training, for the curves; a file that isn't there gives none.
         training_bad: names of training videos that could not be decoded, and why.
         note: a sentence about where the numbers come from.
+        problems: what is odd about the data, a line each.
+        cross_validation: of whose folds the evaluation is put together.
     """
 
     evaluation: Evaluation
@@ -51,6 +56,8 @@ class Measured:
     log: Path | None = None
     training_bad: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+    problems: Sequence[str] = ()
+    cross_validation: CrossValidation | None = None
 
 
 def write_report(path: Path, measured: Mapping[str, Measured], *, title: str, command: str) -> None:
@@ -82,16 +89,6 @@ def write_report(path: Path, measured: Mapping[str, Measured], *, title: str, co
     write_whole(path, lambda file: file.write(text.encode("utf-8", "replace")), binary=True)
 
 
-def wilson_interval(right: int, number: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share, by default the 95 % one: sensible for few videos and near 0 and 1."""
-    if not number:
-        return 0.0, 1.0
-    share, square = right / number, z * z / number
-    centre = (share + square / 2) / (1 + square)
-    half = z / (1 + square) * math.sqrt(share * (1 - share) / number + square / (4 * number))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def _versions() -> dict[str, str]:
     return {
         "frameflex": __version__,
@@ -106,8 +103,13 @@ def _part(one: Measured) -> dict[str, Any]:
     evaluation = one.evaluation
     several_labels = any(result.mean_average_precision is not None for result in evaluation.results)
     num_frames = max(evaluation.logits)
+    doubtful = [] if several_labels else doubtful_labels(evaluation, num_frames)
     return {
         "evaluation": evaluation,
+        "problems": list(one.problems),
+        "folds": one.cross_validation.accuracies() if one.cross_validation else [],
+        "cross_validation": one.cross_validation,
+        "doubtful": [_shown_video(one, index, num_frames) for index in doubtful],
         "num_frames": num_frames,
         "note": one.note,
         "curves": training_charts(one.log) if one.log and one.log.is_file() else [],
@@ -118,7 +120,12 @@ def _part(one: Measured) -> dict[str, Any]:
         "several_labels": several_labels,
         "classes": [] if several_labels else class_rows(evaluation, num_frames),
         "confusion": None if several_labels else confusion_rows(evaluation, num_frames),
-        "mistakes": [] if several_labels else worst_mistakes(one, num_frames),
+        "mistakes": []
+        if several_labels
+        else [
+            _shown_video(one, index, num_frames)
+            for index in worst_mistakes(evaluation, num_frames, besides=doubtful)
+        ],
     }
 
 
@@ -168,26 +175,48 @@ def confusion_rows(evaluation: Evaluation, num_frames: int) -> dict[str, Any]:
     return {"rows": rows, "num_classes": len(confusion)}
 
 
-def worst_mistakes(one: Measured, num_frames: int) -> list[dict[str, Any]]:
-    """The wrong answers that were given with the most confidence, each with the frames that the network saw."""
-    evaluation = one.evaluation
+def doubtful_labels(evaluation: Evaluation, num_frames: int) -> list[int]:
+    """Videos whose label may be wrong, the one that the network believes least first.
+
+    The rule of confident learning (Northcutt et al., 2021, section 3.1): another class has at least the probability
+    that it has, on average, in the videos that are labelled so. Videos that the network was trained on are left out:
+    it remembers their labels.
+    """
+    probabilities = evaluation.calibrated(num_frames).double().softmax(1)
+    labels = evaluation.labels
+    of_label = probabilities.gather(1, labels[:, None])[:, 0]
+    usual = torch.full((probabilities.shape[1],), torch.inf, dtype=torch.double)
+    for label in labels.unique().tolist():
+        usual[label] = of_label[labels == label].mean()
+    believed = probabilities.argmax(1)
+    confident = (believed != labels) & (probabilities.gather(1, believed[:, None])[:, 0] >= usual[believed])
+    remembered = set(evaluation.trained_on or ())
+    found = [i for i in confident.nonzero().flatten().tolist() if evaluation.names[i] not in remembered]
+    return sorted(found, key=lambda i: float(of_label[i]))[:NUM_DOUBTFUL]
+
+
+def worst_mistakes(evaluation: Evaluation, num_frames: int, *, besides: Sequence[int] = ()) -> list[int]:
+    """The wrong answers that were given with the most confidence, besides those that are shown already."""
     best = evaluation.calibrated(num_frames).softmax(1).max(1)
     wrong = (best.indices != evaluation.labels).nonzero().flatten().tolist()
-    wrong.sort(key=lambda i: -float(best.values[i]))
-    found = []
-    for i in wrong[:NUM_MISTAKES]:
-        images, problem = _strip(one, evaluation.videos, i, num_frames) if evaluation.videos else ([], "")
-        found.append(
-            {
-                "name": evaluation.names[i],
-                "label": evaluation.class_names[int(evaluation.labels[i])],
-                "guess": evaluation.class_names[int(best.indices[i])],
-                "probability": float(best.values[i]),
-                "images": images,
-                "problem": problem,
-            }
-        )
-    return found
+    return sorted(set(wrong) - set(besides), key=lambda i: -float(best.values[i]))[:NUM_MISTAKES]
+
+
+def _shown_video(one: Measured, index: int, num_frames: int) -> dict[str, Any]:
+    """A video with the frames that the network saw, its label and what the network took it for."""
+    evaluation = one.evaluation
+    probabilities = evaluation.calibrated(num_frames)[index].softmax(0)
+    label, guess = int(evaluation.labels[index]), int(probabilities.argmax())
+    images, problem = _strip(one, evaluation.videos, index, num_frames) if evaluation.videos else ([], "")
+    return {
+        "name": evaluation.names[index],
+        "label": evaluation.class_names[label],
+        "guess": evaluation.class_names[guess],
+        "probability": float(probabilities[guess]),
+        "of_label": float(probabilities[label]),
+        "images": images,
+        "problem": problem,
+    }
 
 
 class _Pixels(EvalTransform):

@@ -9,7 +9,23 @@ from rich.table import Table
 
 from frameflex.data.checking import Checked
 from frameflex.engine.adaptive import AdaptivePoint, AdaptiveReport
+from frameflex.engine.cross_validation import CrossValidation
 from frameflex.engine.evaluation import Evaluation
+
+
+def top1_sentence(evaluation: Evaluation) -> str:
+    """Top-1 at the largest trained count that was measured, in a sentence with its 95 % interval."""
+    counts = [result.num_frames for result in evaluation.results]
+    num_frames = max([count for count in counts if count in evaluation.trained_counts] or counts)
+    top1, number = evaluation.at(num_frames).top1, len(evaluation.names)
+    interval = evaluation.top1_interval(num_frames)
+    if interval is None:
+        return f"top-1 at {num_frames} frames {top1:.1%} of {number} videos"
+    low, high = interval
+    return (
+        f"top-1 at {num_frames} frames {top1:.1%} ({round(top1 * number)} of {number} videos), 95 % interval "
+        f"{100 * low:.1f} to {100 * high:.1f} %"
+    )
 
 
 def accuracy_table(evaluations: Mapping[str, Evaluation]) -> Table:
@@ -77,6 +93,27 @@ def accuracy_table(evaluations: Mapping[str, Evaluation]) -> Table:
                 cells += ["–" if error is None else f"{100 * error:.1f}" for error in errors]
             table.add_row(*([name] if several else []), *cells)
         table.add_section()
+    return table
+
+
+def folds_table(validated: CrossValidation) -> Table:
+    """A row for each frame count: the folds' mean and deviation, and all videos together with their interval."""
+    title = f"{len(validated.folds)} folds, {len(validated.evaluation.names)} videos, each held out once"
+    if validated.grouped:
+        title += f", with its group ({validated.num_groups})"
+    table = Table(title=title, title_justify="left")
+    for heading in ("frames", "mean %", "deviation", "pooled %", "95 % interval", "right"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one in validated.accuracies():
+        low, high = one.interval
+        table.add_row(
+            str(one.num_frames),
+            f"{100 * one.mean:.1f}",
+            f"{100 * one.deviation:.1f}",
+            f"{100 * one.top1:.1f}",
+            f"{100 * low:.1f} to {100 * high:.1f}",
+            f"{one.right} of {one.number}",
+        )
     return table
 
 

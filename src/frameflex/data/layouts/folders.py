@@ -150,5 +150,5 @@ def _question_depth(root: Path, found: dict[Path, list[Path]]) -> list[str]:
     names = ", ".join(sorted(common)[:4])
     return [
         f"{root}: the classes are {', '.join(folder.name for folder in list(found)[:4])}, …; in each of them are "
-        f"folders {names}. If those are the classes, make folders {root.name}/CLASS/…"
+        f"folders {names}, groups to hold out together. If those are the classes, make folders {root.name}/CLASS/…"
     ]
