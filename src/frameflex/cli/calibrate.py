@@ -7,11 +7,13 @@ from typing import Any
 
 from frameflex.cli.options import (
     add_bad_video_options,
+    add_decode_limit_option,
     add_device_option,
     add_precision_option,
     check_inputs_stay,
     fail,
     frame_counts,
+    limits_of,
     make_folder,
     parser_of,
     positive,
@@ -41,6 +43,7 @@ def run(argv: list[str], console: Any) -> int:
     parser.add_argument(
         "--batch-size", type=positive, default=16, help="videos that are decoded together (default: 16)"
     )
+    add_decode_limit_option(parser)
     add_bad_video_options(
         parser, skip="leave it out, named; stop when more than 1 %% and more than 3 are bad"
     )
@@ -77,7 +80,11 @@ def run(argv: list[str], console: Any) -> int:
     checkpoint = load_checkpoint(args.checkpoint)
     checkpoint.model.to(device)
     videos = videos_for_calibration(
-        args.videos, checkpoint, video_dir=args.video_dir, quarantine=args.quarantine
+        args.videos,
+        checkpoint,
+        video_dir=args.video_dir,
+        quarantine=args.quarantine,
+        limits=limits_of(args),
     )
     loading = {
         "batch_size": args.batch_size,

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from frameflex.cli.options import (
     add_bad_video_options,
+    add_decode_limit_option,
     add_loading_options,
     add_precision_option,
     add_views_option,
     check_inputs_stay,
     frame_counts,
+    limits_of,
     make_folder,
     parser_of,
     say_precision,
@@ -81,6 +83,7 @@ def run(argv: list[str], console: Any) -> int:
         "--output", type=Path, help="folder for report.html, results.json, predictions.csv and the pictures"
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+    add_decode_limit_option(parser)
     add_bad_video_options(
         parser,
         skip="count and list them beside the numbers, and stop when more than 1 %% and more than 3 are bad",
@@ -140,7 +143,7 @@ def run(argv: list[str], console: Any) -> int:
             classes=None if checkpoint.multi_label else checkpoint.class_names,
             video_dir=args.video_dir,
             quarantine=args.quarantine,
-        )
+        ).within(limits_of(args))
         for name, checkpoint in networks.items()
     }
     problems = notes_of(*listed.values())

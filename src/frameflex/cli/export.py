@@ -10,8 +10,10 @@ from typing import Any
 from frameflex.cli.options import (
     PRECISIONS,
     add_bad_video_options,
+    add_decode_limit_option,
     check_place,
     frame_counts,
+    limits_of,
     parser_of,
     positive,
 )
@@ -89,6 +91,7 @@ def run(argv: list[str], console: Any) -> int:
     )
     parser.add_argument("--opset", type=positive, default=18, help="operator set of onnx (default: 18)")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
+    add_decode_limit_option(parser)
     add_bad_video_options(
         parser,
         skip="leave it out of --int8 and --check, named; stop when more than 1 %% and more than 3 are bad",
@@ -117,11 +120,14 @@ def run(argv: list[str], console: Any) -> int:
         number = min(len(files), args.calibrate_with)
         files = [files[i * len(files) // number] for i in range(number)]
         calibration = VideoList(
-            [VideoRecord(file, None, str(file)) for file in files], checkpoint.class_names
+            [VideoRecord(file, None, str(file)) for file in files],
+            checkpoint.class_names,
+            limits=limits_of(args),
         )
     check = None
     if args.check:
         check = load_split(args.check, args.split, classes=checkpoint.class_names, quarantine=args.quarantine)
+        check = check.within(limits_of(args))
     manifest = export(
         checkpoint,
         args.output,

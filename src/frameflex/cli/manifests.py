@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from frameflex.cli.options import check_place, positive, say_precision
+from frameflex.cli.options import check_place, limits_of, positive, say_precision
 
 PART_FORMATS = ("parquet", "jsonl")
 
@@ -73,7 +73,9 @@ def recognize_manifest(args: argparse.Namespace, console: Any) -> int:
     device = args.device
     if device is None and world_size > 1:
         device = device_of_process()
-    recognizer = Recognizer.from_checkpoint(args.checkpoint, device=device, precision=args.precision)
+    recognizer = Recognizer.from_checkpoint(
+        args.checkpoint, device=device, precision=args.precision, limits=limits_of(args)
+    )
     name = f"process {rank} of {world_size}: " if world_size > 1 else ""
     if rank == 0:
         say_precision(console, args.precision, recognizer.precision)

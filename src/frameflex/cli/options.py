@@ -7,9 +7,12 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from frameflex.addresses import without_secrets
+
+if TYPE_CHECKING:
+    from frameflex.video import Limits
 
 MAX_FRAMES = 1024
 VIEWS = ("1x1", "2x1", "1x3", "2x3")  # named here so that --help needs no torch
@@ -82,6 +85,23 @@ def add_bad_video_options(parser: argparse.ArgumentParser, *, default: str = "er
         help=f"error: stop at the first that can't be decoded; skip: {skip} (default: {default})",
     )
     add_quarantine_option(parser)
+
+
+def add_decode_limit_option(parser: argparse.ArgumentParser) -> None:
+    """--max-decode-seconds."""
+    parser.add_argument(
+        "--max-decode-seconds",
+        type=seconds,
+        metavar="SECONDS",
+        help="for opening or reading one video; a slower one counts as bad (default: no limit)",
+    )
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    """The limits of each video that the options say."""
+    from frameflex.video import Limits
+
+    return Limits(max_seconds=args.max_decode_seconds)
 
 
 def add_workers_option(parser: argparse.ArgumentParser) -> None:

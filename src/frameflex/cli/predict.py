@@ -12,11 +12,13 @@ from frameflex.cli.long_videos import add_window_options, check_window_options, 
 from frameflex.cli.manifests import add_manifest_options, check_manifest_options, recognize_manifest
 from frameflex.cli.options import (
     add_bad_video_options,
+    add_decode_limit_option,
     add_loading_options,
     add_precision_option,
     add_views_option,
     budget,
     frame_count,
+    limits_of,
     parser_of,
     positive,
     say_precision,
@@ -56,6 +58,7 @@ def run(argv: list[str], console: Any) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a line on standard output")
     add_loading_options(parser)
     add_precision_option(parser)
+    add_decode_limit_option(parser)
     add_bad_video_options(parser, default="skip", skip="report it, go on, and exit with status 1")
     add_window_options(parser)
     add_manifest_options(parser)
@@ -71,7 +74,9 @@ def run(argv: list[str], console: Any) -> int:
     from frameflex.deploy.recognizer import Recognizer
     from frameflex.video import VideoError
 
-    recognizer = Recognizer.from_checkpoint(args.checkpoint, device=args.device, precision=args.precision)
+    recognizer = Recognizer.from_checkpoint(
+        args.checkpoint, device=args.device, precision=args.precision, limits=limits_of(args)
+    )
     files, left_out = quarantined_files(find_video_files(args.videos), args.quarantine)
     for file, reason in left_out.items():
         console.print(f"left out: {file}: {reason}", markup=False)

@@ -118,7 +118,12 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         """
         index, epoch, *counts = key if isinstance(key, tuple) else (key, 0)
         record = self.videos[index]
-        return self.sample(lambda: record.open(decoder=self.decoder), index % len(self), epoch, *counts)
+        return self.sample(
+            lambda: record.open(decoder=self.decoder, limits=self.videos.limits),
+            index % len(self),
+            epoch,
+            *counts,
+        )
 
     def sample(
         self,

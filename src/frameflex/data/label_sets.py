@@ -74,6 +74,7 @@ def split_label_sets(
                 splits=videos.splits,
                 left_out=videos.left_out,
                 notes=videos.notes,
+                limits=videos.limits,
             )
         )
     return renamed, LabelSets(names, table)
@@ -101,4 +102,5 @@ def with_nothing(videos: VideoList, nothing: Sequence[VideoRecord], name: str) -
         splits=videos.splits,
         left_out=videos.left_out,
         notes=videos.notes,
+        limits=videos.limits,
     )

@@ -1,5 +1,6 @@
 """Videos and their classes: `VideoRecord`, `VideoList`, and what becomes of those that can't be read."""
 
+import copy
 import logging
 import os
 from array import array
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from frameflex.data.shards.members import ShardMember, pack_member, unpack_member
-from frameflex.video import Decoder, VideoError, VideoReader, open_video
+from frameflex.video import Decoder, Limits, VideoError, VideoReader, open_video
 
 __all__ = ["BadVideo", "BadVideos", "VideoList", "VideoRecord", "check_bad_share"]
 
@@ -38,10 +39,10 @@ class VideoRecord:
     end_seconds: float | None = None
     group: str = ""
 
-    def open(self, *, decoder: Decoder = "auto") -> VideoReader:
+    def open(self, *, decoder: Decoder = "auto", limits: Limits | None = None) -> VideoReader:
         """Open the whole video; arguments and errors as in `open_video`, and those of `ShardMember.read`."""
         source = self.path.open() if isinstance(self.path, ShardMember) else self.path
-        return open_video(source, decoder=decoder)
+        return open_video(source, decoder=decoder, limits=limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class VideoList(Sequence[VideoRecord]):
         splits: into which the data set is divided, such as "train" and "validation"; empty if it isn't.
         left_out: further videos that belong to the data set and are not in the list, with the reasons.
         notes: what is odd about the data set, a line each.
+        limits: how much each video may ask for when it is read.
 
     Attributes:
         classes: class names in the order of their indices.
@@ -75,6 +77,7 @@ class VideoList(Sequence[VideoRecord]):
         splits: into which the data set is divided, such as "train" and "validation"; empty if it isn't.
         left_out: further videos that belong to the data set and are not in the list, with the reasons.
         notes: what is odd about the data set, a line each.
+        limits: how much each video may ask for when it is read.
 
     Raises:
         ValueError: if a label is not an index of `classes`, or two classes share a name.
@@ -90,6 +93,7 @@ class VideoList(Sequence[VideoRecord]):
         splits: Sequence[str] = (),
         left_out: Sequence[BadVideo] = (),
         notes: Sequence[str] = (),
+        limits: Limits | None = None,
     ) -> None:
         self.classes = tuple(classes)
         self.layout = layout
@@ -97,6 +101,7 @@ class VideoList(Sequence[VideoRecord]):
         self.missing = tuple(missing)
         self.left_out = tuple(left_out)
         self.notes = tuple(notes)
+        self.limits = limits or Limits()
         repeated = [name for name, times in Counter(self.classes).items() if times > 1]
         if repeated:
             raise ValueError(f"class name {repeated[0]!r} is there twice; expected names that differ.")
@@ -142,7 +147,14 @@ class VideoList(Sequence[VideoRecord]):
             layout=self.layout,
             left_out=self.left_out,
             notes=self.notes,
+            limits=self.limits,
         )
+
+    def within(self, limits: Limits) -> "VideoList":
+        """Return the same list, with other limits for each video."""
+        limited = copy.copy(self)
+        limited.limits = limits
+        return limited
 
     def __len__(self) -> int:
         return len(self._labels)

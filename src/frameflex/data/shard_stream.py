@@ -125,7 +125,8 @@ class ShardStream(IterableDataset[Sample | BadVideo]):
                 raise VideoError(
                     f"video {name}: its checksum is not that of the index. Copy the shard again."
                 )
-            return open_video(named_bytes(content, name), decoder=self.dataset.decoder)
+            limits = self.dataset.videos.limits
+            return open_video(named_bytes(content, name), decoder=self.dataset.decoder, limits=limits)
 
         return self.dataset.sample(open_reader, index, self.epoch)
 

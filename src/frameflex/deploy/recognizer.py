@@ -22,7 +22,7 @@ from frameflex.export import is_export, load_exported
 from frameflex.export.running import ExportedModel
 from frameflex.models.precision import chosen_precision, computing_in
 from frameflex.models.tsm import checked_num_frames, classify_views
-from frameflex.video import VideoError
+from frameflex.video import Limits, VideoError
 
 if TYPE_CHECKING:
     from frameflex.deploy.explaining import Explanation
@@ -82,6 +82,7 @@ class Recognizer:
         precision: what the network computes in: "float32", "bfloat16", "float16", "int8", or "auto" for the fastest
             of those that the device is made for (bfloat16 on CPUs with AMX or AVX512-BF16 and on GPUs from compute
             capability 8.0). By default float32, and an export's own.
+        limits: how much each video may ask for when it is read.
 
     Attributes:
         precision: what it computes in, "auto" resolved.
@@ -101,15 +102,22 @@ class Recognizer:
         *,
         device: str | torch.device | None = None,
         precision: str | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.checkpoint = checkpoint
+        self.limits = limits or Limits()
         self.device = chosen_device(device)
         self.precision = precision_of(checkpoint.model, precision, self.device)
         self.model = checkpoint.model.eval().to(self.device).to(memory_format=torch.channels_last)
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, *, device: str | torch.device | None = None, precision: str | None = None
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        precision: str | None = None,
+        limits: Limits | None = None,
     ) -> Recognizer:
         """Load a ``.safetensors`` checkpoint, or an export of `frameflex export`, which runs on the CPU.
 
@@ -117,8 +125,8 @@ class Recognizer:
             FileNotFoundError, CheckpointError: as `load_checkpoint` and `load_exported`.
         """
         if is_export(path):
-            return cls(load_exported(path), device="cpu", precision=precision)
-        return cls(load_checkpoint(path), device=device, precision=precision)
+            return cls(load_exported(path), device="cpu", precision=precision, limits=limits)
+        return cls(load_checkpoint(path), device=device, precision=precision, limits=limits)
 
     @classmethod
     def from_pretrained(
@@ -344,15 +352,16 @@ class Recognizer:
     def _clips(self, video: Video, frame_counts: Sequence[int], views: str) -> tuple[str, dict[int, Tensor]]:
         """Name and clips ``{T: (1, V, 3, T, h, w)}`` of one video."""
         dataset = self._dataset([], frame_counts, views)
-        with open_input(video) as reader:
+        with open_input(video, limits=self.limits) as reader:
             return reader.name, {count: clip[None] for count, clip in dataset.clips(reader).items()}
 
     def _dataset(self, paths: Sequence[Path], frame_counts: Sequence[int], views: str) -> ClipDataset:
         if views not in VIEWS:
             raise ValueError(f"views is {views!r}; expected one of {', '.join(VIEWS)}")
         num_views, num_crops = VIEWS[views]
+        records = [VideoRecord(path, None, str(path)) for path in paths]
         return ClipDataset(
-            VideoList([VideoRecord(path, None, str(path)) for path in paths], self.checkpoint.class_names),
+            VideoList(records, self.checkpoint.class_names, limits=self.limits),
             frame_counts=frame_counts,
             transform=EvalTransform(self.checkpoint.preprocessing, num_crops=num_crops),
             training=False,

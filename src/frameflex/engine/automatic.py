@@ -15,6 +15,7 @@ from frameflex.data.datasets import load_split
 from frameflex.data.records import VideoList
 from frameflex.engine.recipe import Recipe, RecipeError
 from frameflex.engine.task import check_classes
+from frameflex.video import Limits
 from frameflex.video.reader import VideoError
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ def automatic_recipe(asked: Recipe, given: Collection[str], *, any_frame_count: 
     """
     data = asked.data
     videos = load_split(data.train, "train", video_dir=data.video_dir, quarantine=data.quarantine)
+    videos = videos.within(Limits(max_seconds=data.max_decode_seconds))
     if not data.nothing:  # which would be the second class
         check_classes(videos)
     choices = _choose(asked, given, videos, _look_at(videos), any_frame_count=any_frame_count)
@@ -146,7 +148,7 @@ def _look_at(videos: VideoList) -> _Seen:
     for i in range(number):
         record = videos[i * len(videos) // number]
         try:
-            with record.open() as reader:
+            with record.open(limits=videos.limits) as reader:
                 first, end = stretch_of(record, reader, reader.num_frames)
                 [frame] = reader.frames([first])
                 lengths.append(end - first)

@@ -40,6 +40,8 @@ class Data:
             stops the run when more than 1 % and more than 3 are bad, "error" stops at the first. Validation always
             stops.
         quarantine: a list of videos to leave out, as `frameflex data check` writes it.
+        max_decode_seconds: how long opening or reading one video may take; a slower one counts as bad. By default as
+            long as it takes.
         multi_label: a video may show several classes, or none: its label is names with `|` between them. Each class
             gets a probability of its own; accuracy is measured as mAP.
         nothing: videos in which none of the classes happens, a folder or file: examples for a class "nothing" of
@@ -56,6 +58,7 @@ class Data:
     num_workers: int = 2
     on_bad_video: Literal["skip", "error"] = "skip"
     quarantine: str | None = None
+    max_decode_seconds: float | None = None
     multi_label: bool = False
     nothing: str | None = None
 

@@ -15,6 +15,7 @@ from frameflex.data.records import BadVideo, VideoList, VideoRecord
 from frameflex.data.splits import hold_out
 from frameflex.engine.confidence import fit_temperature
 from frameflex.engine.evaluation import Evaluation, evaluate
+from frameflex.video import Limits
 
 HELD_OUT = 0.2  # of each class, where neither the data nor the checkpoint divides them
 
@@ -42,6 +43,7 @@ def videos_for_calibration(
     *,
     video_dir: str | None = None,
     quarantine: str | None = None,
+    limits: Limits | None = None,
 ) -> CalibrationVideos:
     """Find the videos, and hold some out where their labels are known.
 
@@ -53,12 +55,13 @@ def videos_for_calibration(
         checkpoint: whose classes the labels must be.
         video_dir: where the files of a list are.
         quarantine: a list of videos to leave out.
+        limits: how much each video may ask for when it is read.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if no videos are found.
     """
-    multi_label = checkpoint.multi_label
+    multi_label, limits = checkpoint.multi_label, limits or Limits()
     options: dict[str, Any] = {
         "classes": None if multi_label else checkpoint.class_names,
         "video_dir": video_dir,
@@ -85,9 +88,9 @@ def videos_for_calibration(
         files, left_out = quarantined_files(find_video_files(list(sources)), quarantine)
         records = [VideoRecord(path, None, str(path)) for path in files]
         bad = [BadVideo(-1, str(path), reason) for path, reason in left_out.items()]
-        unlabelled = VideoList(records, checkpoint.class_names, left_out=bad)
+        unlabelled = VideoList(records, checkpoint.class_names, left_out=bad, limits=limits)
         return CalibrationVideos(unlabelled, why_not=str(error).splitlines()[0])
-    return CalibrationVideos(measured_on, held_out, label_sets)
+    return CalibrationVideos(measured_on.within(limits), held_out.within(limits), label_sets)
 
 
 def _divide(videos: VideoList, checkpoint: Checkpoint) -> tuple[VideoList, VideoList]:

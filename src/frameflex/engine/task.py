@@ -16,6 +16,7 @@ from frameflex.data.quarantine import quarantined_files
 from frameflex.data.records import VideoList, VideoRecord
 from frameflex.data.splits import Division, KnownVideos, divide_into_folds, groups_of, hold_out
 from frameflex.engine.recipe import Recipe, RecipeError
+from frameflex.video import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,12 @@ def find_videos(recipe: Recipe) -> tuple[VideoList, VideoList]:
     Raises:
         RecipeError: if there is nothing to train on or to validate on.
     """
+    training, validation = _divided(recipe)
+    limits = Limits(max_seconds=recipe.data.max_decode_seconds)
+    return training.within(limits), validation.within(limits)
+
+
+def _divided(recipe: Recipe) -> tuple[VideoList, VideoList]:
     data = recipe.data
     if data.fold is not None:
         videos, folds = find_folds(recipe)

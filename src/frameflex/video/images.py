@@ -79,6 +79,7 @@ class FolderReader(VideoReader):
     def _read(self, wanted: list[int]) -> np.ndarray:
         out = np.empty((len(wanted), self.height, self.width, 3), np.uint8)
         for index in sorted(set(wanted)):
+            self._check_clock()
             image = self._decode(self._paths[index])
             if image.shape[:2] != (self.height, self.width):
                 raise VideoError(

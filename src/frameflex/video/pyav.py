@@ -6,7 +6,6 @@ import itertools
 import logging
 import operator
 import os
-import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -164,17 +163,6 @@ class PyAVReader(VideoReader):
             raise VideoError(
                 f"video {self.name}: a frame has {width}x{height} pixels; expected at most "
                 f"{self._limits.max_pixels}. Scale it down with `ffmpeg -i INPUT -vf scale=-2:1080 OUTPUT.mp4`."
-            )
-
-    def _start_the_clock(self) -> None:
-        limit = self._limits.max_seconds
-        self._deadline = None if limit is None else time.monotonic() + limit
-
-    def _check_clock(self) -> None:
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            raise VideoError(
-                f"video {self.name}: not decoded after {self._limits.max_seconds:g} s ({size_text(self._size)}). "
-                "Cut it or scale it down, or allow more time."
             )
 
     def _scan_packets(self) -> _Scan:
@@ -415,7 +403,6 @@ class PyAVReader(VideoReader):
         return self._timestamps
 
     def _read(self, wanted: list[int]) -> np.ndarray:
-        self._start_the_clock()
         slots: dict[int, list[int]] = {}
         for slot, index in enumerate(wanted):
             slots.setdefault(index, []).append(slot)

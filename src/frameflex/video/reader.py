@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 import os
+import time
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -82,6 +83,13 @@ class NoFrames(VideoError):
     """A video of which no frame can be decoded."""
 
 
+def too_slow(name: str, limits: Limits) -> VideoError:
+    """The error of a video that takes longer than its limit."""
+    return VideoError(
+        f"video {name}: not decoded after {limits.max_seconds:g} s. Cut it or scale it down, or allow more time."
+    )
+
+
 class VideoReader(ABC):
     """Frames of one video by index. Made by `open_video`; one thread at a time may use a reader.
 
@@ -103,6 +111,7 @@ class VideoReader(ABC):
     orientation: Orientation = UPRIGHT
     pixel_aspect: float = 1.0
     _limits: Limits
+    _deadline: float | None = None  # on the monotonic clock
 
     def frames(
         self, indices: Sequence[int], *, each: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -133,6 +142,10 @@ class VideoReader(ABC):
             return torch.empty(0, 3, self.height, self.width, dtype=torch.uint8)
         if each is not None:
             return self._in_chunks(wanted, each)
+        self._start_the_clock()
+        return self._within_limits(wanted)
+
+    def _within_limits(self, wanted: list[int]) -> torch.Tensor:
         num_bytes = len(wanted) * 3 * self.height * self.width
         if num_bytes > self._limits.max_bytes:
             raise VideoError(
@@ -143,9 +156,10 @@ class VideoReader(ABC):
         return torch.from_numpy(self._read(wanted)).permute(0, 3, 1, 2)  # (N, 3, H, W)
 
     def _in_chunks(self, wanted: list[int], each: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        self._start_the_clock()
         order = sorted(set(wanted))
         size = max(CHUNK_BYTES // (3 * self.height * self.width), 1)
-        made = torch.cat([each(self.frames(order[i : i + size])) for i in range(0, len(order), size)])
+        made = torch.cat([each(self._within_limits(order[i : i + size])) for i in range(0, len(order), size)])
         return made if order == wanted else made[[bisect_left(order, index) for index in wanted]]
 
     def sample(
@@ -179,6 +193,14 @@ class VideoReader(ABC):
             if self.num_frames == promised:
                 raise
         return self.frames(choose(self.num_frames), each=each)
+
+    def _start_the_clock(self) -> None:
+        limit = self._limits.max_seconds
+        self._deadline = None if limit is None else time.monotonic() + limit
+
+    def _check_clock(self) -> None:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise too_slow(self.name, self._limits)
 
     @property
     @abstractmethod

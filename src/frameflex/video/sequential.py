@@ -32,7 +32,7 @@ from frameflex.video.containers import (
 )
 from frameflex.video.orientation import orientation_of
 from frameflex.video.pixels import rgb_of
-from frameflex.video.reader import MAX_PIXELS, Limits, VideoError
+from frameflex.video.reader import MAX_PIXELS, Limits, VideoError, too_slow
 from frameflex.video.times import first_frame_seconds, stated_end
 
 _MOST_ERRORS = 500
@@ -98,6 +98,7 @@ class SequentialReader:
         protocols: which ones may be used, comma-separated: a playlist must not make us read other things.
         timeout_seconds: longest wait for data, and for a connection; None for files.
         live: decode with little delay instead of fast.
+        limits: of these, its `max_seconds` is for all that is spent reading and decoding, from start to end.
 
     Attributes:
         name: what messages call it.
@@ -122,7 +123,10 @@ class SequentialReader:
         protocols: str = "file",
         timeout_seconds: float | None = None,
         live: bool = False,
+        limits: Limits | None = None,
     ) -> None:
+        self._limits = limits or Limits()
+        self._spent = 0.0
         self.name = without_secrets(os.fspath(source))
         if protocols == "file" and container_format is None:
             if not os.path.exists(source):
@@ -133,7 +137,7 @@ class SequentialReader:
             self._container: Any = open_container(
                 os.fspath(source),
                 name=self.name,
-                limits=Limits(),
+                limits=self._limits,
                 protocols=protocols,
                 device=container_format,
                 options=options,
@@ -184,7 +188,7 @@ class SequentialReader:
         """Yield frames in the order in which they are shown, and between them what was damaged.
 
         Raises:
-            SourceLost: if the source stops giving data before its end.
+            SourceLost: if the source stops giving data before its end, or reading takes longer than its limit.
         """
         first_pts: int | None = None
         start, seconds, count, errors = 0.0, 0.0, 0, 0
@@ -192,6 +196,7 @@ class SequentialReader:
         unit = float(self._stream.time_base or 0)
         nal_bytes = nal_length_bytes(self._stream)
         for packet in self._packets():
+            began = time.monotonic()
             if isinstance(packet, str):
                 errors += 1
                 yield Damage(seconds, packet)
@@ -214,6 +219,7 @@ class SequentialReader:
                     if slots:
                         slots.pop()
                     yield Damage(seconds, without_secrets(_reason(error)))
+            self._spend(time.monotonic() - began)
             for frame in frames:
                 errors = 0
                 if frame.height * frame.width > MAX_PIXELS:
@@ -246,6 +252,7 @@ class SequentialReader:
         streams = [self._stream] if self._ends_with_pictures or self.duration_seconds is None else []
         packets = self._container.demux(*streams)
         while True:
+            began = time.monotonic()
             try:
                 packet = next(packets, None)
             except (BlockingIOError, av.error.BlockingIOError):  # a device that has no picture yet
@@ -258,6 +265,7 @@ class SequentialReader:
                 continue
             except (av.error.FFmpegError, OSError) as error:
                 raise SourceLost(f"{self.name}: lost ({_reason(error)})") from error
+            self._spend(time.monotonic() - began)
             if packet is None:
                 return
             if packet.stream.index == self._stream.index:
@@ -266,6 +274,12 @@ class SequentialReader:
                 end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                 start = (self._container.start_time or 0) / av.time_base
                 self.reached_seconds = max(self.reached_seconds, end - start)
+
+    def _spend(self, seconds: float) -> None:
+        """Count time of reading and decoding, which is not that of who takes the frames."""
+        self._spent += seconds
+        if self._limits.max_seconds is not None and self._spent > self._limits.max_seconds:
+            raise SourceLost(str(too_slow(self.name, self._limits)))
 
     def close(self) -> None:
         """Let go of the source."""

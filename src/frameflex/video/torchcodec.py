@@ -43,6 +43,7 @@ class TorchCodecReader(PyAVReader):
         if (
             self._pts is None
             or self._num_counts
+            or self._limits.max_seconds is not None  # torchcodec can't be stopped
             or self.orientation != UPRIGHT
             or pixels is None
             or can_be_transparent(pixels.name)

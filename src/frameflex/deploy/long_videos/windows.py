@@ -17,7 +17,7 @@ from frameflex.data.clips import ClipDataset, select_views
 from frameflex.data.transforms import EvalTransform
 from frameflex.deploy.long_videos.events import Segment
 from frameflex.deploy.recognizer import Recognizer
-from frameflex.video import VideoError
+from frameflex.video import ADVICE, Limits, VideoError
 from frameflex.video.sequential import Damage, SequentialReader, SourceLost, TimedFrame
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class ForwardVideo:
 
     Args:
         video: a file.
+        limits: how much it may ask for; where it takes longer than `max_seconds` to read, the rest is missing.
 
     Attributes:
         name: of the file.
@@ -68,8 +69,8 @@ class ForwardVideo:
         VideoError: if it isn't a video.
     """
 
-    def __init__(self, video: str | Path) -> None:
-        self._reader = SequentialReader(video)
+    def __init__(self, video: str | Path, *, limits: Limits | None = None) -> None:
+        self._reader = SequentialReader(video, limits=limits)
         self._is_read = False
         self.name, self.fps = self._reader.name, self._reader.fps
         self.troubles: list[Trouble] = []
@@ -159,7 +160,7 @@ class LongVideo(ForwardVideo):
     the first frame's is not 0 where sound starts earlier.
 
     Args:
-        recognizer: whose network looks.
+        recognizer: whose network looks, and whose limits hold.
         video: a file.
         window_seconds: length of a window, at least 0.01.
         stride_seconds: from one start to the next, at least 0.01; by default half the window.
@@ -201,7 +202,7 @@ class LongVideo(ForwardVideo):
         self._batch_size = batch_size
         self._clips: ClipDataset = recognizer.clip_rule(num_frames, views)
         self._transform: EvalTransform = self._clips.transform  # type: ignore[assignment]
-        super().__init__(video)
+        super().__init__(video, limits=recognizer.limits)
 
     def __iter__(self) -> Iterator[Segment]:
         """Yield each window with its probabilities, in the order of time; once.
@@ -248,9 +249,8 @@ class LongVideo(ForwardVideo):
             held.add(frame)
             held.drop_before(min(start, frame.seconds - self._window))
         if origin is None:
-            raise VideoError(
-                f"video {self.name}: no decodable frame. Download it again, or list it with `frameflex data check`."
-            )
+            why = f" ({self.troubles[0].text})" if self.troubles else ""
+            raise VideoError(f"video {self.name}: no decodable frame{why}. {ADVICE}")
         end = held.last_seconds + held.last_duration
         self.duration_seconds = end
         if covered is None or end > covered + held.last_duration / 2:
