@@ -144,6 +144,36 @@ def test_a_matrix_that_turns_by_any_angle_or_scales_is_rounded_to_one_of_the_eig
             assert read_quadrants(reader.frames([0])[0]) == letters
 
 
+@pytest.mark.skipif(av.library_versions["libavcodec"] < (62,), reason="FFmpeg 8 is the first to read it")
+@pytest.mark.parametrize(
+    ("value", "name"),
+    list(
+        enumerate(
+            ["upright", "hflip", "rot180", "vflip", "transpose", "rot90", "transverse", "rot270"], start=1
+        )
+    ),
+)
+def test_the_exif_of_jpegs_in_a_video_is_applied_beside_data_that_pyav_has_no_name_for(value, name, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    exif = image.Exif()
+    exif[0x0112] = value
+    picture = io.BytesIO()
+    image.fromarray(quadrants()).save(picture, "JPEG", exif=exif, quality=95)
+    path = tmp_path / "camera.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=12)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuvj420p"
+        for number in range(3):
+            packet = av.Packet(picture.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, number, number, True
+            packet.time_base = Fraction(1, 12)
+            container.mux(packet)
+    with open_video(path, decoder="pyav") as reader:
+        assert [read_quadrants(frame) for frame in reader] == [MATRICES[name][1]] * 3
+    with SequentialReader(path) as reader:
+        assert [read_quadrants(frame.image()) for frame in reader] == [MATRICES[name][1]] * 3
+
+
 def test_the_check_says_which_videos_are_mirrored(tmp_path):
     for index, (name, (matrix, _)) in enumerate(MATRICES.items()):
         frames = np.stack([quadrants()] * 2)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from av.filter import Graph
 from av.sidedata.sidedata import Type
 
 if TYPE_CHECKING:
@@ -45,10 +47,12 @@ class Orientation:
 
 UPRIGHT = Orientation()
 
+_MOST_KINDS = 64  # of side data; FFmpeg 8 has 32
+
 
 def orientation_of(frame: VideoFrame) -> Orientation:
     """Return how a decoded frame is to be shown; rotations are rounded to a quarter turn."""
-    beside: Any = frame.side_data  # PyAV's stubs call it a dict of strings
+    beside = _side_data(frame)
     if Type.DISPLAYMATRIX not in beside:
         return UPRIGHT
     # Fixed-point numbers: a stored (x, y) is shown at (a x + c y, b x + d y).
@@ -56,3 +60,24 @@ def orientation_of(frame: VideoFrame) -> Orientation:
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return Orientation(False, a < 0, d < 0)
     return Orientation(True, c < 0, b < 0)
+
+
+def _side_data(frame: VideoFrame) -> Any:  # PyAV's stubs call it a dict of strings
+    try:
+        return frame.side_data
+    except ValueError:
+        # PyAV 18 refuses all of it where one kind has no name in its list, such as FFmpeg 8's EXIF of a JPEG.
+        known = {kind.value for kind in Type}
+        graph = Graph()
+        first = last = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25)
+        )
+        for kind in set(range(_MOST_KINDS)) - known:
+            step = graph.add("sidedata", f"mode=delete:type={kind}")
+            last.link_to(step)
+            last = step
+        end = graph.add("buffersink")
+        last.link_to(end)
+        graph.configure()
+        first.push(frame)
+        return graph.vpull().side_data
