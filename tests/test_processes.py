@@ -14,6 +14,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch.utils.data import DataLoader
 
 from frameflex.checkpoint import load_checkpoint
+from frameflex.cli import main
 from frameflex.data.clips import ClipDataset, collate
 from frameflex.data.datasets import load_split
 from frameflex.data.records import VideoRecord
@@ -365,3 +366,28 @@ def test_loader_workers_end_with_a_process_that_was_killed(tmp_path, start_metho
         time.sleep(0.1)
         waited += 1
     assert not any(map(runs, workers))
+
+
+@one_device
+@pytest.mark.slow
+def test_two_processes_cross_validate_as_one_does(tmp_path):
+    for name in ("left", "right"):
+        for i in range(3):
+            frames = moving_bar(12 + i, rightwards=name == "right", seed=i)
+            write_video(tmp_path / "data" / name / f"{i}.mp4", frames)
+    for output, batch_size in (("one", 2), ("two", 1)):
+        recipe = Recipe(
+            data=Data(train=str(tmp_path / "data"), num_workers=0, folds=2),
+            output=str(tmp_path / output),
+            clip=Clip(frame_counts=(4,), short_side=32, crop_size=32),
+            model=Model(backbone="test_convnext", pretrained=False, dropout=0.0),
+            training=Training(epochs=2, batch_size=batch_size, learning_rate=0.1, reference_batch_size=None),
+        )
+        recipe.save(tmp_path / f"{output}.yaml")
+    assert main(["train", str(tmp_path / "one.yaml")]) == 0
+    torchrun("-m", "frameflex", "train", tmp_path / "two.yaml")
+    one, two = (json.loads((tmp_path / name / "folds.json").read_text()) for name in ("one", "two"))
+    assert one["folds"] == two["folds"]
+    for alone, together in zip(one["videos"], two["videos"], strict=True):
+        assert (alone["name"], alone["fold"]) == (together["name"], together["fold"])
+        assert alone["probability_of_label"] == pytest.approx(together["probability_of_label"], abs=1e-3)

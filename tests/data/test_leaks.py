@@ -10,6 +10,7 @@ from helpers import moving_bar, write_video
 
 from frameflex.data.leaks import find_leaks
 from frameflex.data.records import VideoList, VideoRecord
+from frameflex.data.shards import ShardMember
 
 
 def videos(*paths, **stretch):
@@ -83,6 +84,15 @@ def test_stretches_of_a_file_on_both_sides_are_named(clip):
     second = videos(file, start_seconds=1.0, end_seconds=2.0)
     assert find_leaks([first, second]).recordings == [str(file)]
     assert find_leaks([first, first]).same == [(str(file), str(file))]
+
+
+def test_copies_in_shards_are_found_by_their_checksums_without_reading():
+    members = [
+        ShardMember("nowhere.tar", f"{i}.mp4", 512 * i, 100, crc32) for i, crc32 in enumerate((1, 2, 1))
+    ]
+    leaks = find_leaks([videos(*members[:2]), videos(members[2])])
+    assert leaks.same == [(str(members[0]), str(members[2]))]
+    assert leaks.cut_short() is None
 
 
 def test_broken_videos_are_left_to_training(clip, tmp_path):

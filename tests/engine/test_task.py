@@ -76,6 +76,16 @@ def test_folds_give_up_a_division_into_training_and_validation(tmp_path):
     assert [len(fold) for fold in folds] == [2] * 5
 
 
+def test_videos_of_nothing_are_spread_over_the_folds_as_a_class(train_and_test, tmp_path):
+    for i in range(5):
+        write_video(tmp_path / "idle" / f"{i}.mp4", moving_bar(6, rightwards=True, seed=70 + i))
+    recipe = tiny_recipe(train_and_test, tmp_path / "run")
+    recipe.data.folds, recipe.data.nothing = 5, str(tmp_path / "idle")
+    videos, folds = find_folds(recipe)
+    assert videos.classes == ("left", "right", "nothing")
+    assert [sorted(videos.subset(fold).labels) for fold in folds] == [[0, 1, 2]] * 5
+
+
 @pytest.mark.parametrize(
     ("option", "words"),
     [
@@ -83,6 +93,7 @@ def test_folds_give_up_a_division_into_training_and_validation(tmp_path):
         (["--folds", "3", "--data.fold", "4"], "data.fold is 4; expected 1 to 3"),
         (["--data.fold", "1"], "data.folds is None"),
         (["--folds", "3", "--method", "separate"], "data.folds doesn't go with method separate"),
+        (["--folds", "3", "--data.multi_label", "true"], "data.folds doesn't go with data.multi_label"),
     ],
 )
 def test_folds_that_cannot_be_are_refused_with_the_recipe(option, words, train_and_test):

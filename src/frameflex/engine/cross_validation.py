@@ -163,6 +163,7 @@ def cross_validate(
     if recipe.data.folds is None or recipe.data.fold is not None:
         raise RecipeError("cross-validation needs data.folds, and no data.fold")
     videos, folds = find_folds(recipe)
+    _log_division(recipe, videos)
     folder = RunFolder(Path(recipe.output), keep=1)
     if not resume:
         expect_nothing_in(folder)
@@ -191,6 +192,23 @@ def cross_validate(
         len(groups_of(videos)),
         problems,
     )
+
+
+def _log_division(recipe: Recipe, videos: VideoList) -> None:
+    num_groups = len(groups_of(videos))
+    lines = [f"{len(videos)} videos in {recipe.data.folds} folds"]
+    if num_groups < len(videos):
+        lines[0] += f", {num_groups} groups of them whole"
+    else:
+        lines.append(
+            "no groups are named: if videos of one scene or person are in different folds, the accuracy is too good "
+            "(CLASS/GROUP/video.mp4, or a list's column group)"
+        )
+    if recipe.data.validation or "validation" in videos.splits:
+        lines.append("training and validation videos are divided anew")
+    if "test" in videos.splits:
+        lines.append("the test split is left for frameflex evaluate")
+    logger.info("%s", "; ".join(lines))
 
 
 def _fold(

@@ -179,8 +179,8 @@ def doubtful_labels(evaluation: Evaluation, num_frames: int) -> list[int]:
     """Videos whose label may be wrong, the one that the network believes least first.
 
     The rule of confident learning (Northcutt et al., 2021, section 3.1): another class has at least the probability
-    that it has, on average, in the videos that are labelled so. Videos that the network was trained on are left out:
-    it remembers their labels.
+    that it has, on average, in the videos that are labelled so; and twice the label's own, because a network that
+    knows little believes all classes about as much. Videos that it was trained on are left out: it remembers them.
     """
     probabilities = evaluation.calibrated(num_frames).double().softmax(1)
     labels = evaluation.labels
@@ -188,8 +188,8 @@ def doubtful_labels(evaluation: Evaluation, num_frames: int) -> list[int]:
     usual = torch.full((probabilities.shape[1],), torch.inf, dtype=torch.double)
     for label in labels.unique().tolist():
         usual[label] = of_label[labels == label].mean()
-    believed = probabilities.argmax(1)
-    confident = (believed != labels) & (probabilities.gather(1, believed[:, None])[:, 0] >= usual[believed])
+    best, believed = probabilities.max(1)
+    confident = (best >= usual[believed]) & (best >= 2 * of_label)
     remembered = set(evaluation.trained_on or ())
     found = [i for i in confident.nonzero().flatten().tolist() if evaluation.names[i] not in remembered]
     return sorted(found, key=lambda i: float(of_label[i]))[:NUM_DOUBTFUL]
