@@ -26,7 +26,7 @@ def things(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(things):
-    with served(things / "tiny.safetensors") as (address, _):
+    with served(things / "tiny.safetensors", "--source", things / "long.mp4") as (address, _):
         yield address
 
 
@@ -216,6 +216,42 @@ def test_why_shows_maps_importance_and_the_clip_backwards(things, address, tmp_p
         )
         assert page.locator("#why-backwards li").count() == 3
         shot(page, "why")
+    assert problems == []
+
+
+def test_the_camera_is_watched_with_events_and_latency(address, tmp_path):
+    with browser(tmp_path) as (page, problems):
+        open_page(page, address)
+        page.click("#tab-live")
+        page.click("#live-start")
+        page.wait_for_selector("#live-bars li")
+        until(page, "/^[0-9]+ ms$/.test(document.querySelector('#live-latency').textContent)")
+        page.wait_for_selector("#live-log li")
+        until(page, "/pictures a second/.test(document.querySelector('#live-pace').textContent)")
+        time.sleep(2)
+        shot(page, "live")
+        assert page.text_content("#live-now") in ("going left", "going right", "")
+        page.click("#live-start")
+        assert page.text_content("#live-start") == "Start"
+        assert page.evaluate("document.querySelector('#live-video').srcObject") is None  # the camera is off
+        assert page.locator("#live-log .on").count() == 0
+        page.select_option("#live-source", label=page.locator("#live-source option").last.text_content())
+        page.click("#live-start")
+        page.wait_for_selector("#live-picture:not([hidden])")
+        shot(page, "live-source")
+        page.click("#tab-try")
+        assert page.text_content("#live-start") == "Start"
+    assert problems == []
+
+
+def test_live_without_a_camera_is_said(address, tmp_path):
+    with browser(tmp_path, camera="none") as (page, problems):
+        open_page(page, address)
+        page.click("#tab-live")
+        page.click("#live-start")
+        page.wait_for_selector("#notice:not([hidden])")
+        assert "No camera was found" in page.text_content("#notice")
+        assert page.text_content("#live-start") == "Start"
     assert problems == []
 
 

@@ -16,10 +16,13 @@ def run(argv: list[str], console: Any) -> int:
 
     needed()
     from frameflex.app.page import make_page
+    from frameflex.deploy.live.sources import LiveSource
     from frameflex.deploy.recognizer import load
 
+    for source in args.source:
+        LiveSource(source)  # says early what can't work
     recognizer = load(args.checkpoint, device=args.device)
-    app = make_page(recognizer, name=args.checkpoint, num_processes=args.workers)
+    app = make_page(recognizer, name=args.checkpoint, sources=args.source, num_processes=args.workers)
 
     def tell(address: str) -> None:
         console.print(f"the page is at {address}; Ctrl-C ends it", markup=False, soft_wrap=True)
@@ -35,12 +38,19 @@ def _parser() -> argparse.ArgumentParser:
         "app",
         "A page in the browser of this machine: drop a clip or record one, and see what the network says, at any\n"
         "number of frames, and when in a long video. Nothing leaves this machine. Needs frameflex[app].",
-        "frameflex app best.safetensors",
+        "frameflex app best.safetensors\n  frameflex app best.safetensors --source rtsp://camera/1",
     )
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
         help="a .safetensors file, an export, a name of published weights, or an address",
+    )
+    parser.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="a file, an address (rtsp://...) or a camera's number to watch in Live; may be given several times",
     )
     parser.add_argument("--port", type=port, default=8010, help="0 takes a free one (default: 8010)")
     parser.add_argument("--no-browser", action="store_true", help="print the page's address alone")

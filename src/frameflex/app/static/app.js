@@ -2,6 +2,7 @@
 
 import { setUpClip } from "./clip.js";
 import { $ } from "./dom.js";
+import { setUpLive, stop as stopLive } from "./live.js";
 import { connect, on } from "./talk.js";
 import { setUpTimeline } from "./timeline.js";
 import { drawCurve, setUpTry } from "./try.js";
@@ -23,6 +24,7 @@ function openRoom(room, { focus = false } = {}) {
     $(`tab-${name}`).tabIndex = chosen ? 0 : -1;
     $(`room-${name}`).hidden = !chosen;
   }
+  if (room !== "live") stopLive();
   const withClip = room === "try" || room === "why";
   $("stage").hidden = !withClip;
   document.body.dataset.room = room;
@@ -46,6 +48,7 @@ window.addEventListener("resize", () => openers.get(open)?.());
 setUpClip(() => open === "try" || open === "why");
 setUpTry();
 setUpTimeline();
+setUpLive();
 setUpWhy(() => open === "why");
 onOpen("try", drawCurve);
 onOpen("why", askWhy);
