@@ -165,19 +165,21 @@ class OpenWindows:
         rule: which frames of a window.
         window_seconds: length of a window.
         stride_seconds: from one to the next.
+        limits: of the file.
     """
 
     path: str
     rule: ClipDataset
     window_seconds: float
     stride_seconds: float
+    limits: Limits
 
     def run(self) -> float | None:
         """The video's length in seconds, as its header says."""
         from frameflex.deploy.long_videos.windows import LongVideo
 
-        # Only the rule is asked for; the network is in another process.
-        recognizer: Any = _RuleAlone(self.rule)
+        # Only these two are asked for; the network is in another process.
+        recognizer: Any = _RuleAlone(self.rule, self.limits)
         _opened.close()
         video = LongVideo(
             recognizer, self.path, window_seconds=self.window_seconds, stride_seconds=self.stride_seconds
@@ -225,6 +227,7 @@ class Ended:
 @dataclass(frozen=True)
 class _RuleAlone:
     rule: ClipDataset
+    limits: Limits
 
     def clip_rule(self, num_frames: int | None = None, views: str = "1x1") -> ClipDataset:
         return self.rule

@@ -19,6 +19,7 @@ from frameflex.app.talking import Handler, Talk, number_of, whole_number_of
 from frameflex.app.uploads import Refused, Upload
 from frameflex.deploy.decoded import Decoded
 from frameflex.deploy.long_videos.events import EventDetector, Segment, detect_events, merge_windows
+from frameflex.video import Limits
 
 TOP = 5
 _CURVES = 4  # classes, of the curve over T
@@ -232,7 +233,9 @@ class Trying:
             loop.call_soon_threadsafe(messages.put_nowait, said)
 
         rule = answers.recognizer.clip_rule(num_frames)
-        task = OpenWindows(str(video.upload.path), rule, window, window / 2)
+        task = OpenWindows(
+            str(video.upload.path), rule, window, window / 2, Limits(max_pixels=answers.limits.max_pixels)
+        )
         working = asyncio.ensure_future(
             answers.in_thread(lambda: _say_events(answers, task, detector, say, stop))
         )

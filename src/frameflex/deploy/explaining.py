@@ -64,7 +64,7 @@ def explain(
         )
     rule = recognizer.clip_rule(num_frames)
     [count] = rule.frame_counts
-    with open_input(video) as reader:
+    with open_input(video, limits=recognizer.limits) as reader:
         decoded = decode(reader, rule)
     clip = decoded.clip(count, rule.transform)[0]  # type: ignore[arg-type]
     rows = decoded.shown(count)
