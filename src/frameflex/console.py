@@ -7,7 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -18,8 +18,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from frameflex.addresses import without_secrets
+from frameflex.printable import printable
 
 if TYPE_CHECKING:  # what training needs weighs 100 MB, which who watches a long video can do without
     from frameflex.engine.evaluation import Evaluation
@@ -28,12 +30,34 @@ if TYPE_CHECKING:  # what training needs weighs 100 MB, which who watches a long
 LINE_EVERY_SECONDS = 10.0  # where there is no terminal to draw a bar on
 
 
-def make_console() -> Console:
+class PlainConsole(Console):
+    """Shows every text as it is: brackets and colons are no markup, and names can't move the cursor.
+
+    A line is left as long as it is; a table has the console's width.
+    """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if all(isinstance(one, str) for one in objects):
+            options.setdefault("soft_wrap", True)
+        super().print(*objects, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+def make_console() -> PlainConsole:
     """Standard error: results alone go to standard output."""
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        console = Console(stderr=True, highlight=False, width=200)
-    return console
+    console = _plain_console(stderr=True)
+    return console if console.is_terminal else _plain_console(stderr=True, width=200)
+
+
+def results_console(file: IO[str] | None = None, *, width: int | None = None) -> PlainConsole:
+    """For tables: standard output, or a file."""
+    return _plain_console(file=file, width=width)
+
+
+def _plain_console(**options: Any) -> PlainConsole:
+    return PlainConsole(markup=False, emoji=False, highlight=False, **options)
 
 
 def show_messages(console: Console, *, debug: bool) -> None:
@@ -71,7 +95,12 @@ class _Handler(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.console.print(without_secrets(self.format(record)), markup=False, soft_wrap=True)
+        text = without_secrets(self.format(record))
+        own = (
+            record.name.partition(".")[0] == "frameflex" and not record.exc_info
+        )  # on one line, but for names
+        for line in [text] if own else text.splitlines():
+            self.console.print(line)
 
 
 @contextlib.contextmanager
@@ -113,17 +142,17 @@ def training_progress(console: Console, num_epochs: int) -> Iterator[Watcher]:
 def _bar(console: Console, padding: str) -> Iterator[Callable[[str, int, int, str], None]]:
     if console.is_terminal:
         with Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
             TimeElapsedColumn() if padding else TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
             transient=True,
         ) as bar:
             task = bar.add_task("", total=None, note="")
             yield lambda what, done, total, note: bar.update(
-                task, description=what, completed=done, total=total, note=note
+                task, description=printable(what), completed=done, total=total, note=note
             )
         return
     shown = time.monotonic()

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from frameflex import report
 from frameflex.checkpoint import Checkpoint, load_checkpoint
-from frameflex.console import only_warnings, progress, training_progress
+from frameflex.console import only_warnings, progress, results_console, training_progress
 from frameflex.data.datasets import load_split
 from frameflex.data.records import VideoList
 from frameflex.deploy.recognizer import Recognizer
@@ -43,7 +43,7 @@ def demo(output: Path, *, quick: bool, seed: int, console: Console) -> dict[str,
         OSError: if the folder can't be written.
     """
     output = _free_name(output)
-    results = Console(highlight=False, soft_wrap=True)
+    results = results_console()
     if quick:
         console.print(
             "quick demo: few videos and epochs, so its numbers are rough; frameflex demo gives better ones"
@@ -60,8 +60,9 @@ def demo(output: Path, *, quick: bool, seed: int, console: Console) -> dict[str,
     for method, what in (("tsm", "TSM"), ("ffn", "FFN")):
         recipe = _recipe(method, data, output / method, quick=quick, seed=seed)
         trained_at = ", ".join(map(str, recipe.trained_counts))
+        console.print()
         console.print(
-            f"\ntraining {what} at {trained_at} frames: {recipe.training.epochs} epochs, "
+            f"training {what} at {trained_at} frames: {recipe.training.epochs} epochs, "
             f"{recipe.frames_a_video} frames of each video in all"
         )
         with training_progress(console, recipe.training.epochs) as watcher:
@@ -78,9 +79,8 @@ def demo(output: Path, *, quick: bool, seed: int, console: Console) -> dict[str,
     for sentence in _story(measured):
         results.print(sentence)
     _recognise_one(output / "ffn" / "last.safetensors", data, seed, results)
-    results.print(
-        f"\nplot {output / 'accuracy.png'}, numbers {output / 'results.json'}, networks in {output}"
-    )
+    results.print()
+    results.print(f"plot {output / 'accuracy.png'}, numbers {output / 'results.json'}, networks in {output}")
     if quick:
         results.print(
             "These numbers are rough: frameflex demo, without --quick, trains longer on more videos."
@@ -150,7 +150,8 @@ def _recognise_one(checkpoint: Path, data: Path, seed: int, results: Console) ->
     assert record.label is not None
     assert isinstance(record.path, Path)  # no shard
     recognizer = Recognizer.from_checkpoint(checkpoint)
-    results.print(f"\n{record.path}, in truth: {videos.classes[record.label]}")
+    results.print()
+    results.print(f"{record.path}, in truth: {videos.classes[record.label]}")
     for num_frames in sorted(recognizer.checkpoint.frame_counts, reverse=True):
         best = recognizer(record.path, num_frames=num_frames)[0]
         results.print(f"  {num_frames:2} frames: {best.probability:6.1%}  {best.label}")

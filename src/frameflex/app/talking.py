@@ -11,6 +11,7 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from frameflex.app.uploads import Refused
+from frameflex.printable import to_json
 from frameflex.video import VideoError
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class Talk:
         """Send a message; to a tab that was closed meanwhile nothing."""
         async with self._sending:
             try:
-                await self._socket.send_text(json.dumps(message, ensure_ascii=False))
+                await self._socket.send_text(to_json(message))
             except (WebSocketDisconnect, RuntimeError):  # Starlette's of a socket that is closed
                 raise asyncio.CancelledError from None
 

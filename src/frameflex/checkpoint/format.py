@@ -37,6 +37,7 @@ from frameflex.data.transforms import Preprocessing
 from frameflex.models import TSM, create_model
 from frameflex.models.frame_flexible import blend_weight
 from frameflex.new_files import give_usual_rights
+from frameflex.printable import to_json, writable
 
 FORMAT_VERSION = 2
 CONFIG_NAME, CARD_NAME = "config.json", "README.md"
@@ -126,9 +127,9 @@ class Checkpoint:
         directory.mkdir(parents=True, exist_ok=True)
         alone = replace(self, training=None)  # where an unfinished run stands is of no use to others
         save_checkpoint(directory / WEIGHTS_NAME, alone)
-        config = json.dumps(_header(alone), indent=2, ensure_ascii=False)
+        config = to_json(_header(alone), indent=2)
         (directory / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
-        (directory / CARD_NAME).write_text(model_card(alone, repo_id), encoding="utf-8")
+        (directory / CARD_NAME).write_text(writable(model_card(alone, repo_id)), encoding="utf-8")
         return directory
 
     def push_to_hub(

@@ -85,9 +85,9 @@ def run(argv: list[str], console: Any) -> int:
     described = [f"{name} {value}" for name, value in report.hardware.items()]
     print(f"{args.network}, {size[0]} x {size[1]} pixels, {', '.join(described)}")  # noqa: T201
     if report.timings:
-        from rich.console import Console
+        from frameflex.console import results_console
 
-        Console().print(_table(report))
+        results_console().print(_table(report))
     for name, reason in report.unavailable.items():
         print(f"{name}: not measured, {reason}")  # noqa: T201
     if args.json:

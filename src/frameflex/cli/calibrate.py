@@ -19,6 +19,7 @@ from frameflex.cli.options import (
     positive,
     say_precision,
 )
+from frameflex.printable import printable
 
 
 def run(argv: list[str], console: Any) -> int:
@@ -120,5 +121,5 @@ def run(argv: list[str], console: Any) -> int:
     left_out = len(videos.measured_on.left_out)
     if bad or left_out:
         console.print(f"left out: {len(bad)} that can't be decoded and {left_out} in quarantine")
-    print(args.output)  # noqa: T201
+    print(printable(args.output))  # noqa: T201
     return 0

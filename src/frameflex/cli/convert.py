@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from frameflex.cli.options import check_inputs_stay, check_place, fail, frame_counts, parser_of, positive
+from frameflex.printable import printable, to_json
 
 
 def run(argv: list[str], console: Any) -> int:
@@ -48,11 +48,11 @@ def run(argv: list[str], console: Any) -> int:
     save_checkpoint(args.to, conversion.checkpoint)
     if args.json:
         values = {"source": conversion.source, "notes": conversion.notes, "checkpoint": str(args.to)}
-        print(json.dumps(values, indent=2, ensure_ascii=False))  # noqa: T201
+        print(to_json(values, indent=2))  # noqa: T201
     else:
         for note in conversion.notes:
-            print(note)  # noqa: T201
-        print(args.to)  # noqa: T201
+            print(printable(note))  # noqa: T201
+        print(printable(args.to))  # noqa: T201
     return 0
 
 

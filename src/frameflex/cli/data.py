@@ -17,6 +17,7 @@ from frameflex.cli.options import (
     positive,
     seconds,
 )
+from frameflex.printable import printable
 
 FORMATS = ("h264", "jpeg", "lossless")  # named here so that --help needs no torch
 
@@ -66,10 +67,8 @@ def _data_check(argv: list[str], console: Any) -> int:
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
     add_workers_option(parser)
     args = parser.parse_args(argv)
-    from rich.console import Console
-
     from frameflex import report
-    from frameflex.console import progress
+    from frameflex.console import progress, results_console
     from frameflex.data.checking import KINDS, check
     from frameflex.data.datasets import survey
     from frameflex.data.quarantine import write_quarantine
@@ -100,11 +99,11 @@ def _data_check(argv: list[str], console: Any) -> int:
     report.write_json(output / "report.json", {"data": str(args.data), **found.to_dict()})
     write_quarantine(output / "quarantine.txt", found.quarantine())
     with (output / "report.txt").open("w", encoding="utf-8") as file:
-        Console(file=file, width=200).print(report.findings_table(found))
+        results_console(file, width=200).print(report.findings_table(found))
     if args.json:
         print((output / "report.json").read_text(encoding="utf-8"), end="")  # noqa: T201
     elif found.findings:
-        Console(highlight=False).print(report.findings_table(found, limit=50))
+        results_console().print(report.findings_table(found, limit=50))
     console.print(
         f"{found.num_videos} videos: {found.num_bad} bad, {found.num_doubtful} doubtful, "
         f"{len(found.quarantine())} in quarantine; wrote report.json, report.txt and quarantine.txt into {output}"
@@ -181,7 +180,7 @@ def _data_prepare(argv: list[str], console: Any) -> int:
         f"{num_videos} videos in {len(index.shards)} shards of {num_bytes / 1e6:.1f} MB in all, "
         f"{len(index.left_out)} left out"
     )
-    print(args.output)  # noqa: T201
+    print(printable(args.output))  # noqa: T201
     return 0
 
 
@@ -215,5 +214,5 @@ def _data_render(argv: list[str], console: Any) -> int:
             validation_fraction=args.validation_fraction,
             on_progress=on_progress,
         )
-    print(path)  # noqa: T201
+    print(printable(path))  # noqa: T201
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, replace
@@ -23,6 +22,7 @@ from frameflex.cli.options import (
     parser_of,
     say_precision,
 )
+from frameflex.printable import to_json
 
 if TYPE_CHECKING:
     from frameflex.checkpoint import Checkpoint
@@ -93,10 +93,8 @@ def run(argv: list[str], console: Any) -> int:
     args = parser.parse_args(argv)
     if len(args.checkpoints) > 1 and not args.compare:
         parser.error(f"{len(args.checkpoints)} checkpoints are given; add --compare to measure them together")
-    from rich.console import Console
-
     from frameflex import report
-    from frameflex.console import progress
+    from frameflex.console import progress, results_console
     from frameflex.data.datasets import load_split, load_to_measure
     from frameflex.data.label_sets import split_label_sets
     from frameflex.data.problems import notes_of
@@ -216,9 +214,9 @@ def run(argv: list[str], console: Any) -> int:
         for (name, one), path in zip(measured.items(), args.checkpoints, strict=True)
     ]
     if args.json:
-        print(json.dumps(results if args.compare else results[0], indent=2, ensure_ascii=False))  # noqa: T201
+        print(to_json(results if args.compare else results[0], indent=2))  # noqa: T201
     else:
-        out = Console(highlight=False)
+        out = results_console()
         out.print(report.accuracy_table(measured))
         for name, one in measured.items():
             for line in (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from frameflex.cli.options import (
     parser_of,
     positive,
 )
+from frameflex.printable import printable, to_json
 
 FORMATS = ("onnx", "openvino", "torchexport", "torchscript")  # named here so that --help needs no torch
 
@@ -154,7 +154,7 @@ def run(argv: list[str], console: Any) -> int:
         if "top1_model" in row:
             line += f"; top-1 {row['top1_model']:.1%} before, {row['top1_graph']:.1%} after"
         console.print(line)
-    print(json.dumps(manifest, indent=1, ensure_ascii=False) if args.json else args.output)  # noqa: T201
+    print(to_json(manifest, indent=1) if args.json else printable(args.output))  # noqa: T201
     return 0
 
 
@@ -204,7 +204,7 @@ def _export_step(parser: argparse.ArgumentParser, args: argparse.Namespace, cons
         f"over {parity['steps']} frames logits and states differ by at most {parity['largest_difference']:.2g} of "
         f"the largest value; state: {len(manifest['state'])} tensors, {manifest['state_bytes']:,} bytes a stream"
     )
-    print(json.dumps(manifest, indent=1, ensure_ascii=False) if args.json else args.output)  # noqa: T201
+    print(to_json(manifest, indent=1) if args.json else printable(args.output))  # noqa: T201
     return 0
 
 

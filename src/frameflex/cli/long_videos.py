@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from frameflex.cli.event_options import add_event_options, detector_of, seconds
 from frameflex.cli.options import check_inputs_stay, say_precision
+from frameflex.printable import printable, to_json
 
 if TYPE_CHECKING:
     from frameflex.deploy.long_videos.events import Event, Segment
@@ -168,14 +168,14 @@ def _recognize_one(
                 yield segment
 
         if not args.json:
-            print(file)  # noqa: T201
+            print(printable(file))  # noqa: T201
         for event in detect_events(kept(merge_windows(windows())), detector_of(args, names)):
             events.append(event)
             if args.json:
                 _print_json({"video": str(file), "event": asdict(event)})
             else:
                 times = f"{clock(event.start_seconds)} - {clock(event.end_seconds)}"
-                print(f"  {times:>19}  {event.probability:6.1%}  {event.label}", flush=True)  # noqa: T201
+                print(f"  {times:>19}  {event.probability:6.1%}  {printable(event.label)}", flush=True)  # noqa: T201
         _tell(video, told, args.json, console)
     if not events and not args.json:
         print("  no event")  # noqa: T201
@@ -269,4 +269,4 @@ def _times(segment: Segment) -> dict[str, float]:
 
 
 def _print_json(values: Any) -> None:
-    print(json.dumps(values, ensure_ascii=False), flush=True)  # noqa: T201
+    print(to_json(values), flush=True)  # noqa: T201

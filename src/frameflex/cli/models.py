@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from frameflex.cli.options import fail, parser_of, positive
+from frameflex.printable import to_json
 
 
 def run(argv: list[str], console: Any) -> int:
@@ -77,7 +78,7 @@ def _show_weights(args: argparse.Namespace, console: Any) -> int:
             on_progress(done, len(rows))
     if args.json:
         for values in told:
-            print(json.dumps(values, ensure_ascii=False))  # noqa: T201
+            print(to_json(values))  # noqa: T201
     else:
         _print_weights(told)
     return 0
@@ -106,8 +107,9 @@ def _describe_weights(row: Any, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print_weights(rows: Sequence[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from frameflex.console import results_console
 
     timed = "ms" in rows[0]
     size = rows[0]["size"]
@@ -132,7 +134,7 @@ def _print_weights(rows: Sequence[dict[str, Any]]) -> None:
             cells.append(f"{row['ms']:.0f}")
         kept = row["cached_bytes"]
         table.add_row(*cells, f"{kept / 1e6:.0f} MB" if kept else "")
-    out = Console()
+    out = results_console()
     out.print(table)
     terms = dict.fromkeys(row["terms"] for row in rows)
     out.print(f"the data sets bind their use: {'. '.join(terms)}", markup=False, highlight=False)
@@ -188,8 +190,9 @@ def _show_backbones(args: argparse.Namespace, console: Any) -> int:
 
 
 def _print_models(rows: Sequence[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from frameflex.console import results_console
 
     first = rows[0]
     table = Table(
@@ -209,7 +212,7 @@ def _print_models(rows: Sequence[dict[str, Any]]) -> None:
         if "ms" in row:
             cells.append(f"{row['ms']:.0f}")
         table.add_row(*cells, shown or "none")
-    Console().print(table)
+    results_console().print(table)
 
 
 def _describe_model(name: str, num_frames: int, size: int, *, measure: bool = False) -> dict[str, Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from frameflex.addresses import without_secrets
+from frameflex.printable import printable
 
 if TYPE_CHECKING:
     from frameflex.video import Limits
@@ -34,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
     """One line for a usage error, instead of the whole usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"frameflex: {message}; see {self.prog} --help\n")
+        self.exit(2, f"frameflex: {printable(message)}; see {self.prog} --help\n")
 
 
 def add_loading_options(parser: argparse.ArgumentParser, *, batch_size: int = 8, device: bool = True) -> None:
@@ -226,7 +228,7 @@ def make_folder(path: Path, *, name: str = "--output") -> Path:
 
 
 def fail(message: str, *, status: int) -> int:
-    print(f"frameflex: {without_secrets(message)}", file=sys.stderr)  # noqa: T201
+    print(f"frameflex: {printable(without_secrets(message))}", file=sys.stderr)  # noqa: T201
     return status
 
 
@@ -239,7 +241,7 @@ def one_line(error: Exception) -> str:
     text = str(error)
     if "Original Traceback" in text:  # torch's, of an error in a process that decodes
         text = text.strip().splitlines()[-1]
-    message = " ".join(text.split())
+    message = re.sub(r"\s*[\r\n]\s*", " ", text).strip()
     if isinstance(
         error, (ValueError, FileNotFoundError, FileExistsError, VideoError, ShardError, CheckpointError)
     ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from frameflex.cli.options import (
     positive,
     say_precision,
 )
+from frameflex.printable import printable, to_json
 
 
 def run(argv: list[str], console: Any) -> int:
@@ -112,8 +112,8 @@ def _print_answer(file: Path, answer: Any, *, as_json: bool) -> None:
     failed = isinstance(answer, Exception)
     if as_json:
         told = {"error": str(answer)} if failed else {"predictions": [vars(one) for one in answer]}
-        print(json.dumps({"video": str(file), **told}, ensure_ascii=False))  # noqa: T201
+        print(to_json({"video": str(file), **told}))  # noqa: T201
     elif not failed:
-        print(file)  # noqa: T201
+        print(printable(file))  # noqa: T201
         for prediction in answer:
-            print(f"  {prediction.probability:6.1%}  {prediction.label}")  # noqa: T201
+            print(f"  {prediction.probability:6.1%}  {printable(prediction.label)}")  # noqa: T201

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from frameflex.cli.options import (
     positive,
     say_precision,
 )
+from frameflex.printable import to_json
 
 if TYPE_CHECKING:
     from frameflex.deploy.live.sources import LiveFrame, LiveSource, Notice
@@ -282,7 +282,7 @@ class _Streams:
     def _print(self, number: int, values: dict[str, Any]) -> None:
         line = {"type": values["type"], "source": self.sources[number].name, **values}
         line = {key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()}
-        print(json.dumps(line, ensure_ascii=False), flush=True)  # noqa: T201
+        print(to_json(line), flush=True)  # noqa: T201
 
 
 class _Pictures:

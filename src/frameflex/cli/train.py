@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from frameflex.cli.options import check_place
 from frameflex.engine.recipe_files import parse_recipe
+from frameflex.printable import printable
 
 if TYPE_CHECKING:
     from frameflex.engine.evaluation import Evaluation
@@ -70,7 +71,7 @@ def _train(recipe: Recipe, resume: bool, command: str, console: Any) -> None:
         paths = train(recipe, resume=resume, watcher=watcher_of_both)
     _leave_processes()
     for path in paths:
-        print(path)  # noqa: T201
+        print(printable(path))  # noqa: T201
     for counts, (evaluation, epoch, best) in measured.items():
         chosen = "; the epoch was chosen by these videos: expect somewhat less on others" if best else ""
         console.print(
@@ -81,10 +82,8 @@ def _train(recipe: Recipe, resume: bool, command: str, console: Any) -> None:
 
 
 def _cross_validate(recipe: Recipe, resume: bool, command: str, console: Any) -> None:
-    from rich.console import Console
-
     from frameflex import report
-    from frameflex.console import training_progress
+    from frameflex.console import results_console, training_progress
     from frameflex.engine.cross_validation import cross_validate
 
     with training_progress(console, recipe.training.epochs) as watcher:
@@ -110,8 +109,8 @@ def _cross_validate(recipe: Recipe, resume: bool, command: str, console: Any) ->
     )
     name = f"{len(validated.folds)} folds"
     report.write_report(output / "report.html", {name: part}, title=f"{name} in {output}", command=command)
-    Console(highlight=False).print(report.folds_table(validated))
-    print(output / "folds.json")  # noqa: T201
+    results_console().print(report.folds_table(validated))
+    print(printable(output / "folds.json"))  # noqa: T201
     console.print(
         f"wrote folds.json, predictions.csv and report.html into {output}. The networks of the folds are for this "
         "number; train the one to use on all videos: the same without --folds, into another --output",

@@ -20,6 +20,7 @@ from frameflex.data.datasets import Survey
 from frameflex.data.journal import Journal
 from frameflex.data.records import VideoRecord
 from frameflex.data.shards import ShardError, ShardMember
+from frameflex.printable import printable
 from frameflex.video import ADVICE, Limits, NoFrames, NoVideoStream, VideoError
 from frameflex.video.containers import open_container
 from frameflex.video.isolated import Lost, run_isolated
@@ -277,7 +278,7 @@ def _inspect(task: _Task) -> dict[str, Any]:
 
 def reason_of(error: Exception, place: object) -> str:
     """An error's message without the video's name and the advice, which a table has elsewhere."""
-    return str(error).removeprefix(f"video {place}: ").removesuffix(ADVICE).strip()
+    return str(error).removeprefix(f"video {printable(place)}: ").removesuffix(ADVICE).strip()
 
 
 def _stretch_frames(record: VideoRecord, reader: Any) -> int | str:

@@ -24,6 +24,7 @@ from frameflex.data.journal import write_whole
 from frameflex.data.manifest import ManifestRow, read_manifest
 from frameflex.data.quarantine import in_quarantine
 from frameflex.deploy.recognizer import Prediction, Recognizer
+from frameflex.printable import to_json, writable
 from frameflex.video import VideoError
 
 __all__ = ["BatchOptions", "BatchReport", "digest_of", "predict_manifest", "read_parts"]
@@ -246,7 +247,7 @@ def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
     """Write the plan if there is none; processes that start together write the same, and the first one counts."""
     temporary = folder / f".{PLAN_NAME}.{os.getpid()}"
     try:
-        write_whole(temporary, json.dumps(plan, indent=2, ensure_ascii=False).encode())
+        write_whole(temporary, to_json(plan, indent=2).encode())
         try:
             os.link(temporary, folder / PLAN_NAME)  # fails where there is one, unlike a rename
         except FileExistsError:
@@ -336,9 +337,7 @@ def _row(row: ManifestRow, answer: list[Prediction] | VideoError) -> dict[str, A
 
 def _write_part(target: Path, rows: list[dict[str, Any]], part_format: str) -> None:
     if part_format == "jsonl":
-        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(
-            "utf-8", "backslashreplace"
-        )
+        content = "".join(to_json(row) + "\n" for row in rows).encode()
     else:
         arrow = _import_pyarrow()
         text = arrow.string()
@@ -355,15 +354,11 @@ def _write_part(target: Path, rows: list[dict[str, Any]], part_format: str) -> N
                 ("error", text),
             ]
         )
-        sound = [{**row, "error": row["error"] and _unicode(row["error"])} for row in rows]
+        sound = [{**row, "error": row["error"] and writable(row["error"])} for row in rows]
         sink = arrow.BufferOutputStream()
         arrow.parquet.write_table(arrow.Table.from_pylist(sound, schema=schema), sink)
         content = sink.getvalue().to_pybytes()
     write_whole(target, content)
-
-
-def _unicode(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _read_part(path: Path, part_format: str) -> Iterable[dict[str, Any]]:
@@ -384,7 +379,7 @@ def _sum_up(folder: Path, report: BatchReport, part_format: str) -> BatchReport:
     )
     bad_path = folder / f".{BAD_NAME}.{os.getpid()}"
     try:
-        with bad_path.open("w", encoding="utf-8", errors="backslashreplace") as bad:
+        with bad_path.open("w", encoding="utf-8") as bad:
             for row in read_parts(folder):
                 if row["error"] is None:
                     report.num_recognised += 1
@@ -394,7 +389,7 @@ def _sum_up(folder: Path, report: BatchReport, part_format: str) -> BatchReport:
                 if kind in report.reasons or len(report.reasons) < 100:  # of a million, no million in memory
                     report.reasons[kind] = report.reasons.get(kind, 0) + 1
                 told = {"row": row["row"], "video": row["video"], "reason": row["error"]}
-                bad.write(json.dumps(told, ensure_ascii=False) + "\n")
+                bad.write(to_json(told) + "\n")
         if report.num_parts_left == 0:
             for left in folder.glob(
                 ".part-*.partial"
@@ -407,7 +402,7 @@ def _sum_up(folder: Path, report: BatchReport, part_format: str) -> BatchReport:
                 "num_bad": report.num_bad,
                 "reasons": report.reasons,
             }
-            write_whole(folder / SUMMARY_NAME, json.dumps(summary, indent=2, ensure_ascii=False).encode())
+            write_whole(folder / SUMMARY_NAME, to_json(summary, indent=2).encode())
     finally:
         bad_path.unlink(missing_ok=True)
     return report

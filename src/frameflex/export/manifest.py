@@ -16,6 +16,7 @@ from typing import Any
 
 from frameflex.checkpoint import Checkpoint
 from frameflex.export.packages import ExportError
+from frameflex.printable import to_json
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
@@ -58,7 +59,7 @@ def write_manifest(folder: str | Path, values: Mapping[str, Any]) -> Path:
         | {name: _version(name) for name in _PACKAGES if _version(name)},
     }
     path = folder / MANIFEST_NAME
-    path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(to_json(manifest, indent=1) + "\n", encoding="utf-8")
     return path
 
 

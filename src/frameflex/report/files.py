@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from frameflex.engine.evaluation import Evaluation
 from frameflex.new_files import new_file
+from frameflex.printable import to_json, writable
 
 
 def write_json(path: Path, values: Any) -> None:
     """Write values as JSON, complete or not at all."""
-    write_whole(path, lambda file: file.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n"))
+    write_whole(path, lambda file: file.write(to_json(values, indent=2) + "\n"))
 
 
 def write_predictions(evaluation: Evaluation, path: Path) -> None:
@@ -35,10 +35,10 @@ def write_predictions(evaluation: Evaluation, path: Path) -> None:
                 classes = evaluation.class_names
                 rows.writerow(
                     [
-                        name,
+                        writable(name),
                         num_frames,
-                        classes[label],
-                        classes[guess],
+                        writable(classes[label]),
+                        writable(classes[guess]),
                         f"{probability:.6f}",
                         int(guess == label),
                     ]

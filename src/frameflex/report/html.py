@@ -23,6 +23,7 @@ from frameflex.data.transforms import VIEWS, EvalTransform, Preprocessing
 from frameflex.engine.confidence import wilson_interval
 from frameflex.engine.cross_validation import CrossValidation
 from frameflex.engine.evaluation import Evaluation
+from frameflex.printable import printable
 from frameflex.report.files import write_whole
 
 NUM_DOUBTFUL = 12
@@ -75,6 +76,7 @@ def write_report(path: Path, measured: Mapping[str, Measured], *, title: str, co
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # names of files and classes are anybody's
         undefined=StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # drawings are Markup
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -85,8 +87,7 @@ def write_report(path: Path, measured: Mapping[str, Measured], *, title: str, co
         accuracy=accuracy_chart({name: one.evaluation for name, one in measured.items()}),
         networks=[{"name": name, **_part(one)} for name, one in measured.items()],
     )
-    # A file's name may hold bytes that are no text: "?" stands for each.
-    write_whole(path, lambda file: file.write(text.encode("utf-8", "replace")), binary=True)
+    write_whole(path, lambda file: file.write(text))
 
 
 def _versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ import torch
 
 from frameflex.engine.adaptive import AdaptiveReport
 from frameflex.engine.evaluation import Evaluation
+from frameflex.printable import in_figure
 from frameflex.report.files import write_whole
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ def plot_adaptive(reports: Mapping[str, AdaptiveReport], path: Path) -> None:
     def draw(axes: Axes) -> None:
         for name, found in reports.items():
             points = sorted(found.points, key=lambda point: point.gflops)
-            (line,) = axes.plot([p.gflops for p in points], [100 * p.top1 for p in points], label=name)
+            (line,) = axes.plot(
+                [p.gflops for p in points], [100 * p.top1 for p in points], label=in_figure(name)
+            )
             axes.plot(found.chosen.gflops, 100 * found.chosen.top1, "o", color=line.get_color())
             axes.plot(found.full_gflops, 100 * found.full_top1, "s", color=line.get_color())
         axes.set_xlabel("mean GFLOPs a video (dot: chosen threshold, square: largest count alone)")
@@ -46,7 +49,7 @@ def plot_accuracy(evaluations: Mapping[str, Evaluation], path: Path) -> None:
         for name, evaluation in evaluations.items():
             xs = [result.num_frames for result in evaluation.results]
             ys = [100 * result.top1 for result in evaluation.results]
-            (line,) = axes.plot(xs, ys, marker="o", markerfacecolor="white", label=name)
+            (line,) = axes.plot(xs, ys, marker="o", markerfacecolor="white", label=in_figure(name))
             trained = [(x, y) for x, y in zip(xs, ys, strict=True) if x in evaluation.trained_counts]
             if trained:
                 axes.plot(*zip(*trained, strict=True), "o", color=line.get_color())
@@ -73,7 +76,9 @@ def plot_confusion(evaluation: Evaluation, num_frames: int, path: Path) -> None:
         mistakes = confusion.sum(0) + confusion.sum(1) - 2 * confusion.diagonal()
         keep = mistakes.topk(40).indices.sort().values
     shares = (confusion / confusion.sum(1, keepdim=True).clamp(min=1))[keep][:, keep]
-    labels = [names[i] if len(names[i]) <= 45 else names[i][:44] + "…" for i in keep.tolist()]
+    labels = [
+        in_figure(name if len(name) <= 45 else name[:44] + "…") for name in (names[i] for i in keep.tolist())
+    ]
     side = max(4.0, 0.32 * len(labels)) + 3
 
     def draw(axes: Axes) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rich.markup import escape
 from rich.table import Table
 
 from frameflex.data.checking import Checked
@@ -135,7 +134,7 @@ def findings_table(found: Checked, limit: int | None = None) -> Table:
     for finding in shown:
         name = f"{finding.split}: {finding.name}" if finding.split else finding.name
         kind = finding.kind + ("" if finding.bad else " (doubtful)")
-        table.add_row(kind, escape(name), escape(finding.reason))
+        table.add_row(kind, name, finding.reason)
     return table
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from frameflex.addresses import without_secrets
+from frameflex.printable import printable
 from frameflex.video.orientation import UPRIGHT, Orientation
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class VideoError(Exception):
     """A video that can't be read; the message names it and says what to do."""
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(without_secrets(message))
+        super().__init__(printable(without_secrets(message)))
 
 
 class NoVideoStream(VideoError):

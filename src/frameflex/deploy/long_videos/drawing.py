@@ -16,6 +16,7 @@ from torch import Tensor
 
 from frameflex.deploy.long_videos.events import Event, Segment
 from frameflex.new_files import new_file
+from frameflex.printable import in_figure, printable
 
 _MOST_ROWS = 16
 """Classes in a timeline: more can't be read."""
@@ -60,7 +61,7 @@ def draw_label(image: Tensor, text: str, note: str = "") -> Tensor:
 
 def label_of(event: Event | None) -> str:
     """What is written on a picture while an event goes on."""
-    return f"{event.label} {event.probability:.0%}" if event is not None else ""
+    return f"{printable(event.label)} {event.probability:.0%}" if event is not None else ""
 
 
 class VideoWriter:
@@ -190,7 +191,7 @@ def plot_timeline(
             times.append(segments[-1].end_seconds)
             values.append(values[-1])
             axes.step(times, values, where="post", color=colour, linewidth=1)
-    axes.set_yticks(range(len(rows)), [class_names[index][:40] for index in rows])
+    axes.set_yticks(range(len(rows)), [in_figure(class_names[index][:40]) for index in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, max(duration_seconds, 1e-3))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: clock(max(0.0, seconds))))
@@ -199,7 +200,7 @@ def plot_timeline(
         axes.xaxis.set_major_locator(MultipleLocator(apart))
     axes.set_xlabel("time")
     hidden = len({e.index for e in events}) - len(rows)
-    axes.set_title(title + (f"  ({hidden} more classes have events)" if hidden > 0 else ""))
+    axes.set_title(in_figure(title) + (f"  ({hidden} more classes have events)" if hidden > 0 else ""))
     with new_file(path) as temporary:
         figure.savefig(temporary, dpi=110)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from frameflex.new_files import new_file
+from frameflex.printable import printable, to_json, writable
 
 EVENT_FORMATS = ("json", "csv", "srt")
 
@@ -291,22 +291,17 @@ def write_events(
     kind = event_format(path, file_format)
     with new_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         if kind == "json":
-            json.dump(
-                {**(details or {}), "events": [asdict(e) for e in events]},
-                file,
-                indent=2,
-                ensure_ascii=False,
-            )
-            file.write("\n")
+            values = {**(details or {}), "events": [asdict(e) for e in events]}
+            file.write(to_json(values, indent=2) + "\n")
         elif kind == "csv":
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["start_seconds", "end_seconds", "label", "index", "probability"])
             for e in events:
                 times = (f"{e.start_seconds:.3f}", f"{e.end_seconds:.3f}")
-                writer.writerow([*times, e.label, e.index, f"{e.probability:.4f}"])
+                writer.writerow([*times, writable(e.label), e.index, f"{e.probability:.4f}"])
         else:
             for number, e in enumerate(events, start=1):
-                label = " ".join(e.label.replace("-->", "→").split())
+                label = printable(" ".join(e.label.replace("-->", "→").split()))
                 file.write(f"{number}\n{_srt(e.start_seconds)} --> {_srt(e.end_seconds)}\n")
                 file.write(f"{label} ({e.probability:.0%})\n\n")
 
