@@ -227,7 +227,7 @@ def test_without_folds_the_groups_are_held_out_whole_too_and_the_last_line_has_a
     assert main(["train", str(people), "--output", str(tmp_path / "run"), *TINY]) == 0
     said = capsys.readouterr().err
     assert "95 % interval" in said.strip().splitlines()[-1]
-    assert "whole groups are held out, 4 of them" in said.lower()
+    assert "whole groups are held out (there are 4)" in said.lower()
     recipe, _ = parse_recipe([str(tmp_path / "run/recipe.yaml")])
     training, validation = find_videos(recipe)
     assert {v.group for v in training}.isdisjoint(v.group for v in validation)

@@ -9,6 +9,7 @@ from frameflex.checkpoint import load_checkpoint
 from frameflex.cli import main
 from frameflex.engine.recipe import RecipeError
 from frameflex.engine.recipe_files import parse_recipe
+from frameflex.engine.self_check import videos_for_calibration
 from frameflex.engine.task import find_folds, find_videos, read_task
 from frameflex.engine.training import train
 from frameflex.engine.watching import Watcher
@@ -40,6 +41,22 @@ def test_without_a_validation_split_a_part_of_train_is_held_out_and_test_is_left
     assert "its test split is left for frameflex evaluate" in caplog.text
 
 
+def test_ucf101_holds_out_whole_recordings_of_its_training_list(tmp_path):
+    lists = tmp_path / "ucfTrainTestlist"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 left\n2 right\n")
+    names = {"train": range(1, 6), "test": (6,)}
+    for split, groups in names.items():
+        listed = [f"{c}/v_{c}_g{g:02}_c{i:02}.avi" for c in ("left", "right") for g in groups for i in (1, 2)]
+        (lists / f"{split}list01.txt").write_text("".join(f"{name} 1\n" for name in listed))
+        for n, name in enumerate(listed):
+            write_video(tmp_path / "UCF-101" / name, moving_bar(8, rightwards="right" in name, seed=n))
+    task = read_task(tiny_recipe(tmp_path, tmp_path / "run"))
+    assert (len(task.training), len(task.validation)) == (16, 4)
+    assert len({video.group for video in task.validation}) == 2
+    assert all("g06" not in video.name for video in (*task.training, *task.validation))
+
+
 def test_evaluate_takes_test_where_there_is_no_validation_and_says_so(train_and_test, tmp_path, capsys):
     [best] = train(tiny_recipe(train_and_test, tmp_path / "run", epochs=1))
     capsys.readouterr()
@@ -49,6 +66,15 @@ def test_evaluate_takes_test_where_there_is_no_validation_and_says_so(train_and_
     assert "has no validation split: its test split is measured" in captured.err
     assert main(["evaluate", str(best), str(train_and_test), "--workers", "0", "--split", "train"]) == 0
     assert "its test split" not in capsys.readouterr().err
+
+
+def test_calibration_measures_on_a_part_of_train_that_was_held_out_where_there_is_test_alone(
+    train_and_test, tmp_path
+):
+    [best] = train(tiny_recipe(train_and_test, tmp_path / "run", epochs=1))
+    found = videos_for_calibration([str(train_and_test)], load_checkpoint(best))
+    assert (len(found.measured_on), len(found.held_out)) == (8, 2)
+    assert all("Train" in video.path.parts for video in (*found.measured_on, *found.held_out))
 
 
 def test_a_fold_is_validated_on_its_part_and_trained_on_all_others(train_and_test, tmp_path):
@@ -136,4 +162,4 @@ def test_groups_are_held_out_whole_and_the_checkpoint_knows_them(tmp_path, caplo
     assert len(validation) == 4
     assert {video.group for video in training}.isdisjoint(video.group for video in validation)
     assert len(load_checkpoint(best).videos.trained_on(training)) == 16
-    assert "whole groups are held out, 5 of them in all" in caplog.text.lower()
+    assert "whole groups are held out (there are 5)" in caplog.text.lower()

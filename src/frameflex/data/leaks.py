@@ -16,7 +16,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from frameflex.data.clips import stretch_of
 from frameflex.data.records import VideoList, VideoRecord
 from frameflex.data.shards import ShardMember
-from frameflex.video import VideoError
+from frameflex.video import Limits, VideoError
 
 SECONDS = 20.0  # of looking; what was not looked at by then is said
 MOST_PICTURES = 4000  # videos
@@ -190,14 +190,14 @@ def _pictures(
         if time.monotonic() > deadline:
             break
         seen.append(_Seen(side, record))
-        pictures.append(_picture(record))
+        pictures.append(_picture(record, sides[side].limits))
     return seen, pictures
 
 
-def _picture(record: VideoRecord) -> Tensor | None:
+def _picture(record: VideoRecord, limits: Limits) -> Tensor | None:
     """Grey blocks ``(3, 16, 16)`` of three frames; None of a video that is plain or can't be read."""
     try:
-        with record.open() as reader:
+        with record.open(limits=limits) as reader:
             first, end = stretch_of(record, reader, reader.num_frames)
             frames = reader.frames([first + int(place * (end - first)) for place in _PLACES])
     except (VideoError, OSError):  # training says which can't be decoded

@@ -264,7 +264,9 @@ def _together(measured: Sequence[Evaluation], videos: VideoList) -> Evaluation:
         logits=logits,
         temperatures={},
         trained_on=[],
-        videos=VideoList(records, videos.classes, layout=videos.layout, left_out=videos.left_out),
+        videos=VideoList(
+            records, videos.classes, layout=videos.layout, left_out=videos.left_out, limits=videos.limits
+        ),
     )
 
 
@@ -286,7 +288,7 @@ def _check_videos_open(videos: VideoList) -> None:
     bad = []
     for record in videos:
         try:
-            with record.open() as reader:
+            with record.open(limits=videos.limits) as reader:
                 reader.frames([reader.num_frames // 2])
         except (VideoError, OSError):
             bad.append(record.name)

@@ -73,7 +73,7 @@ def videos_for_calibration(
         videos = load_split(sources[0], "train", **options)
         if -1 in videos.labels:
             raise ValueError("some videos have no label")
-        if "train" in videos.splits:
+        if "validation" in videos.splits:
             measured_on, held_out = videos, load_split(sources[0], "validation", **options)
         else:
             measured_on, held_out = _divide(videos, checkpoint)

@@ -69,8 +69,7 @@ def find_videos(recipe: Recipe) -> tuple[VideoList, VideoList]:
         RecipeError: if there is nothing to train on or to validate on.
     """
     training, validation = _divided(recipe)
-    limits = Limits(max_seconds=recipe.data.max_decode_seconds)
-    return training.within(limits), validation.within(limits)
+    return training.within(_limits(recipe)), validation.within(_limits(recipe))
 
 
 def _divided(recipe: Recipe) -> tuple[VideoList, VideoList]:
@@ -117,9 +116,14 @@ def find_folds(recipe: Recipe) -> tuple[VideoList, list[list[int]]]:
         videos = with_nothing(videos, _nothing_videos(recipe), "nothing")
     _check_labels(videos)
     try:
-        return videos, divide_into_folds(videos, data.folds)
+        folds = divide_into_folds(videos, data.folds)
     except ValueError as error:
         raise RecipeError(f"data.folds: {error}") from error
+    return videos.within(_limits(recipe)), folds
+
+
+def _limits(recipe: Recipe) -> Limits:
+    return Limits(max_seconds=recipe.data.max_decode_seconds)
 
 
 def _where(recipe: Recipe) -> dict[str, Any]:
@@ -142,7 +146,7 @@ def _validation_videos(recipe: Recipe, training: VideoList) -> VideoList:
 def _log_holding_out(recipe: Recipe, training: VideoList) -> None:
     groups = len(groups_of(training))
     if groups < len(training):
-        how = f"whole groups are held out, {groups} of them in all, so that none is on both sides"
+        how = f"whole groups are held out (there are {groups}), so that none is on both sides"
     else:
         how = (
             "videos of one scene or person on both sides make its accuracy too good; name their groups "
