@@ -34,6 +34,7 @@ CODECS = {  # of pictures and sound, for each container
     "flv": ("libx264", "aac"),
     "avi": ("mpeg4", "pcm_s16le"),
     "nut": ("mpeg4", "pcm_s16le"),
+    "wmv": ("wmv2", "mp2"),
 }
 SOUND_DELAY = 0.03  # at most: encoders of sound need a moment of silence before it, and containers keep it
 

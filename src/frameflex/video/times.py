@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-_STATE_END = {"matroska", "webm", "nut"}  # the length that these files state is the time of their end
+_STATE_END = {"matroska", "webm", "nut", "asf"}  # the length that these files state is the time of their end
 _STATE_STREAMS = {
     "mov",
     "mp4",
@@ -44,7 +44,7 @@ def stated_end(container: InputContainer, stream: VideoStream) -> tuple[float | 
     formats = set(container.format.name.split(","))
     whole = container.duration / av.time_base if container.duration and container.duration > 0 else None
     if whole is not None and formats & _STATE_END:
-        whole -= max(0.0, start)
+        whole = whole - max(0.0, start) if whole > start else None
     own = None
     if formats & _STATE_STREAMS and stream.duration and stream.time_base:
         first = float((stream.start_time or 0) * stream.time_base)
