@@ -234,10 +234,7 @@ def evaluate(
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     mine = range(rank, len(dataset), world)
     device = next(model.parameters()).device
-    precision = (
-        _OF_ACCELERATE[accelerator.mixed_precision] if accelerator else chosen_precision(precision, device)
-    )
-    computing = accelerator.autocast if accelerator else lambda: computing_in(precision, device)
+    precision, computing = _computing(precision, device, accelerator)
     policy = BadVideos(len(mine), on_bad_video)
     was_training = model.training
     model.eval()
@@ -251,10 +248,6 @@ def evaluate(
         model.train(was_training)
     if world > 1:
         share = _gather(share)
-    if not share.kept:
-        raise ValueError(
-            f"none of the {len(share.bad)} videos could be decoded; check them with frameflex data check"
-        )
     temperatures = {count: temperature(count) if temperature else 1.0 for count in counts}
     return _evaluation(
         share,
@@ -276,6 +269,16 @@ def _check_possible(videos: VideoList, views: str) -> None:
     unlabelled = videos.labels.count(-1)
     if unlabelled:
         raise ValueError(f"{unlabelled} of {len(videos)} videos have no label; evaluation needs one for each")
+
+
+def _computing(
+    precision: str, device: torch.device, accelerator: Accelerator | None
+) -> tuple[str, Callable[[], AbstractContextManager[object]]]:
+    """The precision that the network computes in, and what opens a block in which it does."""
+    if accelerator:
+        return _OF_ACCELERATE[accelerator.mixed_precision], accelerator.autocast
+    chosen = chosen_precision(precision, device)
+    return chosen, lambda: computing_in(chosen, device)
 
 
 @dataclass
@@ -366,6 +369,10 @@ def _evaluation(
     **protocol: Any,
 ) -> Evaluation:
     """What was measured, the videos in their order; `protocol` are `Evaluation`'s attributes that say how."""
+    if not share.kept:
+        raise ValueError(
+            f"none of the {len(share.bad)} videos could be decoded; check them with frameflex data check"
+        )
     share.kept.sort(key=lambda item: item[0])
     labels = torch.tensor([label for _, label, _ in share.kept], dtype=torch.long)
     logits = {
