@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader
 
 from frameflex.data import records
 from frameflex.data.clips import Batch, ClipDataset, collate
+from frameflex.data.directions import exchange_directions
 from frameflex.data.records import BadVideo, VideoList, VideoRecord
 from frameflex.data.sampling import eval_indices
-from frameflex.data.transforms import EvalTransform, Preprocessing, TrainTransform, exchange_directions
+from frameflex.data.transforms import EvalTransform, Preprocessing, TrainTransform
 from frameflex.video import Limits, VideoError, open_video
 from frameflex.video import reader as video
 

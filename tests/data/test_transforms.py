@@ -1,4 +1,3 @@
-import doctest
 import itertools
 import json
 import pickle
@@ -9,15 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from frameflex.data import transforms
-from frameflex.data.transforms import (
-    NEVER_FLIPPED,
-    EvalTransform,
-    Preprocessing,
-    TrainTransform,
-    describe_directions,
-    exchange_directions,
-)
+from frameflex.data.directions import NEVER_FLIPPED
+from frameflex.data.transforms import EvalTransform, Preprocessing, TrainTransform
 
 RAW = Preprocessing(short_side=32, crop_size=24, mean=(0, 0, 0), std=(1, 1, 1))
 
@@ -39,12 +31,6 @@ def seeded(transform: TrainTransform, frames: Tensor, label: int = 0, seed: int 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return transform(frames, label)
-
-
-def test_examples_in_the_documentation_hold():
-    result = doctest.testmod(transforms)
-    assert result.attempted >= 2
-    assert result.failed == 0
 
 
 # Preprocessing
@@ -326,99 +312,3 @@ def test_wrong_options_are_refused(options, message):
         TrainTransform(RAW, **options)
     with pytest.raises(ValueError, match="label is 5; flip_label has 2 classes"):
         TrainTransform(RAW, flip_label=[1, 0])(noise(), 5)
-
-
-# Directions
-
-
-def partners(*class_names: str) -> list[int]:
-    return exchange_directions(class_names)
-
-
-def test_something_something_directions_are_exchanged():
-    names = (
-        "Holding something",
-        "Pulling something from left to right",
-        "Pulling something from right to left",
-        "Pushing something from left to right",
-        "Pushing something from right to left",
-        "Putting something upright on the table",
-        "Turning the camera left while filming something",
-        "Turning the camera right while filming something",
-        "Turning the camera upwards while filming something",
-    )
-    assert partners(*names) == [0, 2, 1, 4, 3, 5, 7, 6, 8]
-
-
-def test_gesture_directions_are_exchanged():
-    names = (
-        "Swiping Left",
-        "Swiping Right",
-        "Swiping Down",
-        "Sliding Two Fingers Left",
-        "Sliding Two Fingers Right",
-        "Turning Hand Clockwise",
-        "Turning Hand Counterclockwise",
-        "No gesture",
-    )
-    assert partners(*names) == [1, 0, 2, 4, 3, 6, 5, 7]
-    assert partners("left", "right", "up", "down") == [1, 0, 2, 3]
-
-
-@pytest.mark.parametrize(
-    ("name", "mirrored"),
-    [
-        ("swipe_left", "swipe_right"),
-        ("swipe-left", "swipe-right"),
-        ("SwipeLeft", "SwipeRight"),
-        ("LEFT", "Right"),
-        ("left2", "right2"),
-        ("01_left", "01_right"),
-        ("moving leftwards", "moving rightwards"),
-        ("raising the left-handed glove", "raising the right-handed glove"),
-        ("turning clockwise", "turning counterclockwise"),
-        ("turning clockwise", "turning anticlockwise"),
-        ("turning clockwise", "turning anti-clockwise"),
-        ("turning clockwise", "turning counter clockwise"),
-        ("TurnClockwise", "TurnCounterClockwise"),
-        ("knob cw", "knob ccw"),
-        ("turning left clockwise", "turning right counterclockwise"),
-    ],
-)
-def test_spellings_of_directions_are_recognised(name, mirrored):
-    assert partners("other", name, mirrored) == [0, 2, 1]
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["eating leftovers", "copyright", "bright light", "Putting upright", "cleft", "counter", "frightened"],
-)
-def test_parts_of_words_are_no_directions(name):
-    assert partners(name) == [0]
-
-
-def test_a_class_without_its_mirrored_class_is_never_flipped():
-    assert partners("Turning left", "Waving") == [NEVER_FLIPPED, 1]
-    assert partners("left then right then left", "waving") == [NEVER_FLIPPED, 1]
-    # ... nor one whose mirrored class is there twice
-    assert partners("turn left", "turn right", "Turn Right") == [NEVER_FLIPPED] * 3
-    # a different number is a different class
-    assert partners("left 1", "right 2") == [NEVER_FLIPPED] * 2
-
-
-def test_exchanging_twice_is_the_identity():
-    names = [
-        f"{verb} {side}" for verb in ("push", "pull", "turn") for side in ("left", "right", "up", "clockwise")
-    ]
-    exchanged = exchange_directions(names)
-    for index, mirrored in enumerate(exchanged):
-        assert mirrored == NEVER_FLIPPED or exchanged[mirrored] == index
-
-
-def test_what_a_flip_does_is_told_to_the_reader():
-    lines = describe_directions(["Swiping Left", "Swiping Right", "Turning left", "Waving", "Nothing"])
-    assert lines == [
-        'a horizontal flip exchanges "Swiping Left" and "Swiping Right"',
-        'never flipped, its mirrored class is not in the list: "Turning left"',
-        "flipped without a change of label: 2 other classes",
-    ]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from frameflex.data.directions import NEVER_REVERSED
 from frameflex.data.records import BadVideo, VideoList, VideoRecord
 from frameflex.data.sampling import dense_indices, eval_indices, train_indices
 from frameflex.data.transforms import EvalTransform
@@ -52,6 +53,8 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         sampling: "segments" over the whole video, or "dense" in a window of it.
         num_views: temporal views of a video in evaluation; with segments 1 or 2.
         window: frames that a dense clip spans, at any T.
+        reversed_labels: in training: for each class the one that its videos show when they are played backwards, or
+            `NEVER_REVERSED`, as `reverse_directions` finds them. Half of the clips of those that have one are.
         seed: start of all randomness.
         decoder: as for `open_video`.
         on_bad_video: "error" raises where a video can't be read; "skip" gives a `BadVideo` in its place.
@@ -70,6 +73,7 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         sampling: Literal["segments", "dense"] = "segments",
         num_views: int = 1,
         window: int = 64,
+        reversed_labels: Sequence[int] | None = None,
         seed: int = 0,
         decoder: Decoder = "auto",
         on_bad_video: Literal["error", "skip"] = "error",
@@ -91,6 +95,8 @@ class ClipDataset(Dataset[Sample | BadVideo]):
             raise ValueError(
                 f"{unknown} of {len(videos)} videos have no label; training needs one for each. Pass another split."
             )
+        if reversed_labels is not None:
+            _check_reversed_labels(reversed_labels, len(videos.classes), training)
         self.videos = videos
         self.frame_counts = tuple(frame_counts)
         self.transform = transform
@@ -98,6 +104,7 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         self.sampling = sampling
         self.num_views = num_views
         self.window = window
+        self.reversed_labels = None if reversed_labels is None else tuple(reversed_labels)
         self.seed = seed
         self.decoder = decoder
         self.on_bad_video = on_bad_video
@@ -156,6 +163,10 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         label = -1 if record.label is None else record.label
         if not self.training:
             return Sample({t: select_views(frames, views) for t, views in slots.items()}, label, index)
+        backwards = self._label_backwards(label, index, epoch)
+        if backwards is not None:
+            label = backwards
+            slots = {t: [view[::-1] for view in views] for t, views in slots.items()}
         # CPU generator alone: torch.manual_seed would also reseed the GPU's, under a model in the same process.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self._seed(index, epoch, "transform"))
@@ -247,10 +258,32 @@ class ClipDataset(Dataset[Sample | BadVideo]):
             return [train_indices(num_available, num_frames, generator)]
         return [eval_indices(num_available, num_frames, view=view) for view in range(self.num_views)]
 
+    def _label_backwards(self, label: int, index: int, epoch: int) -> int | None:
+        """The class of a training video's clips where they are to be played backwards."""
+        if self.reversed_labels is None or self.reversed_labels[label] == NEVER_REVERSED:
+            return None
+        # Of its own: frames and augmentation are those of the same clip played forwards.
+        generator = torch.Generator().manual_seed(self._seed(index, epoch, "reverse"))
+        return self.reversed_labels[label] if float(torch.rand((), generator=generator)) < 0.5 else None
+
     def _seed(self, index: int, epoch: int, purpose: object) -> int:
         # A hash, because generators with neighbouring seeds start alike; Python's own differs between processes.
         text = f"{self.seed} {epoch} {index} {purpose}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def _check_reversed_labels(reversed_labels: Sequence[int], num_classes: int, training: bool) -> None:
+    if not training:
+        raise ValueError(
+            "reversed_labels is given in evaluation; expected None: clips are played as they are."
+        )
+    if len(reversed_labels) != num_classes or not all(
+        NEVER_REVERSED <= label < num_classes for label in reversed_labels
+    ):
+        raise ValueError(
+            f"reversed_labels is {list(reversed_labels)}; expected a class index or {NEVER_REVERSED} for each of "
+            f"{num_classes} classes. Use reverse_directions(videos.classes)."
+        )
 
 
 def select_views(crops: Tensor, views: Sequence[Sequence[int]]) -> Tensor:

@@ -4,7 +4,6 @@ Every transform takes all frames of a video that any clip of it needs in one cal
 several frame counts see the same pixels.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -14,14 +13,13 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
+from frameflex.data.directions import NEVER_FLIPPED
+
 __all__ = [
-    "NEVER_FLIPPED",
     "VIEWS",
     "EvalTransform",
     "Preprocessing",
     "TrainTransform",
-    "describe_directions",
-    "exchange_directions",
 ]
 
 # How a video is looked at in a test, "temporal views x crops" as papers write it.
@@ -391,103 +389,6 @@ class TrainTransform:
 _CROP_PLACES = [(y, x) for y in (0, 2, 4) for x in (0, 2, 4)] + [(y, x) for y in (1, 3) for x in (1, 3)]
 
 _CUT_OFF = 0.15  # at most, of a side, from a training clip that is to show the whole frame
-
-NEVER_FLIPPED = -1
-
-
-def exchange_directions(class_names: Sequence[str]) -> list[int]:
-    """Find the class that each class becomes when its video is mirrored left to right.
-
-    A class whose name has no word of direction stays itself. One that has is mapped to the class whose name
-    is the same with left and right, and clockwise and counterclockwise, exchanged. Only whole words count
-    ("upright" and "leftover" have no direction); capitals, separators ("swipe_left", "SwipeLeft") and the
-    spellings counterclockwise, counter-clockwise and anticlockwise make no difference. Where the list lacks
-    the mirrored class or has it twice, no true label exists for the mirrored video: the class is never
-    flipped.
-
-    Directions are found in English names only. With other names pass no flip, or a list of your own.
-
-    Returns:
-        for each class the index of its mirror image, or `NEVER_FLIPPED` (-1).
-
-    Example:
-        >>> exchange_directions(["Swiping Left", "Swiping Right", "Standing upright", "Turning left"])
-        [1, 0, 2, -1]
-    """
-    keys = [_words_and_directions(name) for name in class_names]
-    places: dict[tuple[str, ...], list[int]] = {}
-    for index, key in enumerate(keys):
-        places.setdefault(key, []).append(index)
-    exchanged = []
-    for index, key in enumerate(keys):
-        mirrored = tuple(_OPPOSITE.get(word, word) for word in key)
-        if mirrored == key:
-            exchanged.append(index)
-        elif len(places[key]) == 1 and len(places.get(mirrored, [])) == 1:
-            exchanged.append(places[mirrored][0])
-        else:
-            exchanged.append(NEVER_FLIPPED)
-    return exchanged
-
-
-def describe_directions(class_names: Sequence[str]) -> list[str]:
-    """Say in lines for a reader what `exchange_directions` found, so that a run can show it at its start.
-
-    Example:
-        >>> for line in describe_directions(["Swiping Left", "Swiping Right", "Turning left", "Waving"]):
-        ...     print(line)
-        a horizontal flip exchanges "Swiping Left" and "Swiping Right"
-        never flipped, its mirrored class is not in the list: "Turning left"
-        flipped without a change of label: 1 other class
-    """
-    exchanged = exchange_directions(class_names)
-    lines = [
-        f'a horizontal flip exchanges "{class_names[index]}" and "{class_names[mirrored]}"'
-        for index, mirrored in enumerate(exchanged)
-        if mirrored > index
-    ]
-    lines += [
-        f'never flipped, its mirrored class is not in the list: "{class_names[index]}"'
-        for index, mirrored in enumerate(exchanged)
-        if mirrored == NEVER_FLIPPED
-    ]
-    num_same = sum(index == mirrored for index, mirrored in enumerate(exchanged))
-    if num_same:
-        lines.append(
-            f"flipped without a change of label: {num_same} other class{'es' if num_same > 1 else ''}"
-        )
-    return lines
-
-
-# Directions in capitals: the words beside them are lower case, so no class name can contain one by accident.
-_OPPOSITE = {
-    "LEFT": "RIGHT",
-    "RIGHT": "LEFT",
-    "CLOCKWISE": "COUNTERCLOCKWISE",
-    "COUNTERCLOCKWISE": "CLOCKWISE",
-}
-_SIDE = re.compile(r"(left|right)(wards?|most|hand|handed)?")
-_TURN = re.compile(r"(counter|anti|contra)?clockwise|c?cw|acw")
-
-
-def _words_and_directions(name: str) -> tuple[str, ...]:
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    words = [word.lower() for word in re.findall(r"[^\W\d_]+|\d+", apart)]
-    key: list[str] = []
-    for word in words:
-        if side := _SIDE.fullmatch(word):
-            key.append(side[1].upper())
-            if side[2]:
-                key.append(side[2])
-        elif _TURN.fullmatch(word):
-            against = word not in ("clockwise", "cw")
-            if key and key[-1] in ("counter", "anti", "contra"):
-                against = True
-                key.pop()
-            key.append("COUNTERCLOCKWISE" if against else "CLOCKWISE")
-        else:
-            key.append(word)
-    return tuple(key)
 
 
 def _check_frames(frames: Tensor) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from frameflex.data.clips import stretch_of
 from frameflex.data.datasets import load_split
 from frameflex.data.records import VideoList
+from frameflex.engine.loading import reversed_labels
 from frameflex.engine.recipe import Recipe, RecipeError
 from frameflex.engine.task import check_classes
 from frameflex.video import Limits
@@ -65,6 +66,7 @@ def automatic_recipe(asked: Recipe, given: Collection[str], *, any_frame_count: 
     if not data.nothing:  # which would be the second class
         check_classes(videos)
     choices = _choose(asked, given, videos, _look_at(videos), any_frame_count=any_frame_count)
+    choices += _choose_reversal(asked, videos)
     groups: dict[str, dict[str, Any]] = {}
     for choice in choices:
         taken = {key: value for key, value in choice.values.items() if key not in given}
@@ -139,6 +141,24 @@ def _choose(
             f"{cores} core{'s' if cores > 1 else ''}; {max(1, cores - workers)} left to the network",
         ),
     ]
+
+
+def _choose_reversal(asked: Recipe, videos: VideoList) -> list[_Choice]:
+    """Clips are played backwards where that is known to show another class, or the same."""
+    if asked.data.multi_label:
+        return []
+    classes = list(videos.classes)
+    if asked.data.nothing and "nothing" not in classes:
+        classes.append("nothing")
+    known = [(a, b) for a, b in enumerate(reversed_labels(asked, classes)) if b >= a]
+    if not known:
+        return []
+    shown = "; ".join(
+        f'"{classes[a]}" is "{classes[b]}"' if a != b else f'"{classes[a]}" stays itself'
+        for a, b in known[:3]
+    )
+    more = f"; {len(known) - 3} more below" if len(known) > 3 else ""
+    return [_Choice({"clip.reverse": True}, f"played backwards {shown}{more}; correct it with data.reversed")]
 
 
 def _look_at(videos: VideoList) -> _Seen:

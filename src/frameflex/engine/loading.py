@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from frameflex.data.clips import ClipDataset, collate
+from frameflex.data.directions import exchange_directions, reverse_directions
 from frameflex.data.loading import end_with_parent
 from frameflex.data.records import VideoList
-from frameflex.data.transforms import Preprocessing, TrainTransform, exchange_directions
+from frameflex.data.transforms import Preprocessing, TrainTransform
 from frameflex.engine.recipe import Recipe, RecipeError
 
 logger = logging.getLogger(__name__)
@@ -144,6 +145,7 @@ def build_loader(
         ),
         sampling=clip.sampling,
         window=clip.window,
+        reversed_labels=reversed_labels(recipe, videos.classes) if clip.reverse else None,
         training=True,
         seed=recipe.seed,
         on_bad_video="skip",  # which the policy, in this process, decides on
@@ -157,6 +159,18 @@ def build_loader(
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
     )
+
+
+def reversed_labels(recipe: Recipe, classes: Sequence[str]) -> list[int]:
+    """For each class the one that its videos show backwards, by names and by `data.reversed`.
+
+    Raises:
+        RecipeError: if `data.reversed` names an unknown class, or contradicts itself.
+    """
+    try:
+        return reverse_directions(classes, recipe.data.reversed)
+    except ValueError as error:
+        raise RecipeError(f"data.reversed: {error}") from error
 
 
 class LoaderClock:

@@ -46,6 +46,9 @@ class Data:
             gets a probability of its own; accuracy is measured as mAP.
         nothing: videos in which none of the classes happens, a folder or file: examples for a class "nothing" of
             their own, or with `multi_label` of no class at all.
+        reversed: for `clip.reverse`: which class a video shows when it is played backwards, where names don't tell
+            or mislead. `{a: b}` makes two classes each other's reverse, `{a: a}` one its own, and with `{a: null}` it
+            is never played backwards.
     """
 
     train: str
@@ -61,6 +64,7 @@ class Data:
     max_decode_seconds: float | None = None
     multi_label: bool = False
     nothing: str | None = None
+    reversed: dict[str, str | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -82,6 +86,9 @@ class Clip:
         multi_scale_crop: sides of training crops, relative to the shorter side of the video; with the fit "crop".
         flip: mirror every second training clip, and exchange left and right in its label. Labels whose
             mirrored name is not among the classes are never mirrored.
+        reverse: play every second training clip backwards of classes with a known reverse, and exchange the label:
+            "opening" and "closing", by opposites in English names that are both among the classes, and by
+            `data.reversed`. Other classes are never played backwards.
         color_jitter: strength from 0 to 1.
         rand_augment: magnitude from 0 (off) to 30.
     """
@@ -96,6 +103,7 @@ class Clip:
     std: tuple[float, float, float] | None = None
     multi_scale_crop: tuple[float, ...] = (1, 0.875, 0.75, 0.66)
     flip: bool = True
+    reverse: bool = False
     color_jitter: float = 0.0
     rand_augment: int = 0
 
@@ -279,6 +287,10 @@ class Recipe:
                 f"data.validation_fraction is {self.data.validation_fraction}; expected above 0 and below 1"
             )
         self._check_folds()
+        if self.data.multi_label and (self.clip.reverse or self.data.reversed):
+            raise RecipeError(
+                "clip.reverse and data.reversed don't go with data.multi_label; leave out one or the other"
+            )
         if not self.training.learning_rate > 0:
             raise RecipeError(f"training.learning_rate is {self.training.learning_rate}; expected above 0")
         if not 0 <= self.training.first_phase < 1:

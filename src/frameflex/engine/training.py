@@ -22,9 +22,10 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
 from frameflex.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from frameflex.data.directions import describe_directions, describe_reversals
 from frameflex.data.problems import data_problems
 from frameflex.data.records import VideoList
-from frameflex.data.transforms import describe_directions
+from frameflex.engine.loading import reversed_labels
 from frameflex.engine.recipe import Recipe, RecipeError
 from frameflex.engine.run import Run
 from frameflex.engine.run_folder import RunFolder, RunLog
@@ -93,6 +94,8 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher, check_data: bo
         _summary_writer() if recipe.training.tensorboard else None
     )  # missing: told before anything is written
     task = read_task(recipe)
+    if recipe.data.reversed:
+        reversed_labels(recipe, task.training.classes)  # wrong: told before anything is written
     if not resume:
         expect_nothing_in(folder)
     with hold_folder(folder, accelerator):
@@ -293,3 +296,11 @@ def _log_start(recipe: Recipe, model: TSM, training: VideoList, validation: Vide
             logger.info(line)
     else:
         logger.info("no horizontal flips (clip.flip is off)")
+    if recipe.clip.reverse:
+        for line in describe_reversals(training.classes, recipe.data.reversed):
+            logger.info(line)
+    elif recipe.data.reversed:
+        logger.warning(
+            "data.reversed is given, but clip.reverse is off: no clip is played backwards. Set clip.reverse to true, "
+            "or leave data.reversed out"
+        )
