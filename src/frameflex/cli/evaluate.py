@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,11 @@ from frameflex.cli.options import (
 from frameflex.printable import to_json
 
 if TYPE_CHECKING:
+    import torch
+
     from frameflex.checkpoint import Checkpoint
     from frameflex.data.records import VideoList
+    from frameflex.engine.adaptive import AdaptiveReport
     from frameflex.engine.baseline import Baseline
     from frameflex.engine.evaluation import Evaluation
     from frameflex.report import Measured
@@ -36,6 +40,72 @@ UNTRAINED = ("nearest", "blend")  # named here so that --help needs no torch
 
 
 def run(argv: list[str], console: Any) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if len(args.checkpoints) > 1 and not args.compare:
+        parser.error(f"{len(args.checkpoints)} checkpoints are given; add --compare to measure them together")
+    from frameflex.data.problems import notes_of
+    from frameflex.deploy.recognizer import chosen_device
+    from frameflex.engine.evaluation import load_networks
+    from frameflex.models.precision import chosen_precision
+
+    networks = {name: load_networks(path) for name, path in short_names(args.checkpoints).items()}
+    # Curves are compared over the same frame counts.
+    trained = {count for checkpoint in networks.values() for count in checkpoint.frame_counts}
+    counts = args.frames or tuple(sorted(trained))
+    if args.adaptive and len(counts) < 2:
+        raise ValueError(
+            f"--adaptive at {counts[0]} frames alone; expected several counts, such as --frames 4,8,16"
+        )
+    device = chosen_device(args.device)
+    precision = chosen_precision(args.precision, device)
+    say_precision(console, args.precision, precision)
+    if args.output:
+        _prepare_output(args, networks)
+    _check_untrained(args, networks, console)
+    listed = _videos_of_each(args, networks)
+    problems = notes_of(*listed.values())
+    for line in problems:
+        console.print(f"data: {line}", markup=False, soft_wrap=True)
+    seen = {
+        name: {listed[name][i].name for i in checkpoint.videos.trained_on(listed[name])}
+        if checkpoint.videos
+        else None
+        for name, checkpoint in networks.items()
+    }
+    keep = args.include_trained or args.split is not None
+    measurable = {name: _not_trained_on(videos, seen, keep) for name, videos in listed.items()}
+    measured = _measure(
+        args, networks, measurable, seen, counts=counts, device=device, precision=precision, console=console
+    )
+    found = _Found(
+        networks,
+        measured,
+        adaptive=_adaptive(args, networks, measured) if args.adaptive else {},
+        baselines=_baselines(args, networks, measured, measurable, device, console) if args.baseline else {},
+        problems=problems,
+    )
+    results = _results(args, found)
+    if args.json:
+        print(to_json(results, indent=2))  # noqa: T201
+    else:
+        _print_tables(args, found)
+    for name, one in measured.items():
+        said = _say_what_is_measured(one, len(listed[name]) - len(measurable[name]), name)
+        if said:
+            console.print(said)
+        if name in found.baselines:
+            console.print(
+                f"{name}: {baseline_sentence(one, found.baselines[name])}", markup=False, soft_wrap=True
+            )
+        for bad in (*one.bad, *one.left_out):
+            console.print(f"left out: {bad.name}: {bad.reason}")
+    if args.output:
+        _write(args, found, results, command=shlex.join(["frameflex", "evaluate", *argv]), console=console)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = parser_of(
         "evaluate",
         "Measure checkpoints on labelled videos at one or more frame counts: accuracy, cost, and the drop from\n"
@@ -90,40 +160,22 @@ def run(argv: list[str], console: Any) -> int:
     )
     add_loading_options(parser)
     add_precision_option(parser, default="float32")
-    args = parser.parse_args(argv)
-    if len(args.checkpoints) > 1 and not args.compare:
-        parser.error(f"{len(args.checkpoints)} checkpoints are given; add --compare to measure them together")
-    from frameflex import report
-    from frameflex.console import progress, results_console
-    from frameflex.data.datasets import load_split, load_to_measure
-    from frameflex.data.label_sets import split_label_sets
-    from frameflex.data.problems import notes_of
-    from frameflex.deploy.recognizer import chosen_device
-    from frameflex.engine.adaptive import adaptive_report
-    from frameflex.engine.baseline import measure_baseline
-    from frameflex.engine.evaluation import evaluate, load_networks
-    from frameflex.models.frame_flexible import serve_untrained
-    from frameflex.models.precision import chosen_precision
+    return parser
 
-    networks = {name: load_networks(path) for name, path in short_names(args.checkpoints).items()}
-    # Curves are compared over the same frame counts.
-    trained = {count for checkpoint in networks.values() for count in checkpoint.frame_counts}
-    counts = args.frames or tuple(sorted(trained))
-    if args.adaptive and len(counts) < 2:
-        raise ValueError(
-            f"--adaptive at {counts[0]} frames alone; expected several counts, such as --frames 4,8,16"
-        )
-    device = chosen_device(args.device)
-    precision = chosen_precision(args.precision, device)
-    say_precision(console, args.precision, precision)
-    if args.output:
-        suffixes = [f"-{name.replace('/', '-')}" for name in networks] if args.compare else [""]
-        written = ["report.html", "results.json", "accuracy.png", "adaptive.png"]
-        written += [f"{what[0]}{suffix}.{what[1]}" for what in _OF_EACH for suffix in suffixes]
-        check_inputs_stay(
-            (args.output / name for name in written), [*args.checkpoints, args.data, args.quarantine]
-        )
-        make_folder(args.output)  # to fail now rather than with everything measured
+
+def _prepare_output(args: argparse.Namespace, networks: Iterable[str]) -> None:
+    """Make --output's folder, where what will be written takes the place of nothing that is read."""
+    suffixes = [f"-{name.replace('/', '-')}" for name in networks] if args.compare else [""]
+    written = ["report.html", "results.json", "accuracy.png", "adaptive.png"]
+    written += [f"{what[0]}{suffix}.{what[1]}" for what in _OF_EACH for suffix in suffixes]
+    check_inputs_stay(
+        (args.output / name for name in written), [*args.checkpoints, args.data, args.quarantine]
+    )
+    make_folder(args.output)  # to fail now rather than with everything measured
+
+
+def _check_untrained(args: argparse.Namespace, networks: Mapping[str, Checkpoint], console: Any) -> None:
+    """Whether --untrained has something to choose."""
     plain = [name for name, checkpoint in networks.items() if not checkpoint.model.frame_counts]
     if args.untrained and len(plain) == len(networks):
         raise ValueError(
@@ -134,8 +186,13 @@ def run(argv: list[str], console: Any) -> int:
         console.print(
             f"--untrained {args.untrained} changes nothing for {', '.join(plain)}: no frame-flexible network"
         )
-    keep = args.include_trained or args.split is not None
-    listed = {
+
+
+def _videos_of_each(args: argparse.Namespace, networks: Mapping[str, Checkpoint]) -> dict[str, VideoList]:
+    """DATA as each checkpoint reads it, with its classes."""
+    from frameflex.data.datasets import load_split, load_to_measure
+
+    return {
         name: (partial(load_split, split=args.split) if args.split else load_to_measure)(
             args.data,
             classes=None if checkpoint.multi_label else checkpoint.class_names,
@@ -144,16 +201,34 @@ def run(argv: list[str], console: Any) -> int:
         ).within(limits_of(args))
         for name, checkpoint in networks.items()
     }
-    problems = notes_of(*listed.values())
-    for line in problems:
-        console.print(f"data: {line}", markup=False, soft_wrap=True)
-    seen = {
-        name: {listed[name][i].name for i in checkpoint.videos.trained_on(listed[name])}
-        if checkpoint.videos
-        else None
-        for name, checkpoint in networks.items()
-    }
-    measurable = {name: _not_trained_on(videos, seen, keep) for name, videos in listed.items()}
+
+
+def _not_trained_on(videos: VideoList, seen: Mapping[str, Set[str] | None], keep: bool) -> VideoList:
+    """The videos that no checkpoint was trained on, or all where that leaves none or they are asked for."""
+    trained = set().union(*(names for names in seen.values() if names))
+    number = sum(video.name in trained for video in videos)
+    if number in (0, len(videos)) or keep:
+        return videos
+    return videos.subset(i for i, video in enumerate(videos) if video.name not in trained)
+
+
+def _measure(
+    args: argparse.Namespace,
+    networks: Mapping[str, Checkpoint],
+    measurable: Mapping[str, VideoList],
+    seen: Mapping[str, Set[str] | None],
+    *,
+    counts: Sequence[int],
+    device: torch.device,
+    precision: str,
+    console: Any,
+) -> dict[str, Evaluation]:
+    """Each checkpoint's measurements; `seen` are the names of the videos that it was trained on."""
+    from frameflex.console import progress
+    from frameflex.data.label_sets import split_label_sets
+    from frameflex.engine.evaluation import evaluate
+    from frameflex.models.frame_flexible import serve_untrained
+
     measured = {}
     for name, checkpoint in networks.items():
         if args.untrained and checkpoint.model.frame_counts:
@@ -181,124 +256,97 @@ def run(argv: list[str], console: Any) -> int:
             )
         known = seen[name]
         measured[name].trained_on = None if known is None else [n for n in measured[name].names if n in known]
-    one_label = {name: one for name, one in measured.items() if not networks[name].multi_label}
-    adaptive = {}
-    if args.adaptive:
-        if len(one_label) < len(measured):
-            raise ValueError("--adaptive is for checkpoints with one label a video; leave it out")
-        for name, one in measured.items():
-            adaptive[name] = adaptive_report(one, list(one.logits), max_drop=args.max_drop / 100)
+    return measured
+
+
+def _adaptive(
+    args: argparse.Namespace, networks: Mapping[str, Checkpoint], measured: Mapping[str, Evaluation]
+) -> dict[str, AdaptiveReport]:
+    from frameflex.engine.adaptive import adaptive_report
+
+    if any(networks[name].multi_label for name in measured):
+        raise ValueError("--adaptive is for checkpoints with one label a video; leave it out")
+    return {
+        name: adaptive_report(one, list(one.logits), max_drop=args.max_drop / 100)
+        for name, one in measured.items()
+    }
+
+
+def _baselines(
+    args: argparse.Namespace,
+    networks: Mapping[str, Checkpoint],
+    measured: Mapping[str, Evaluation],
+    measurable: Mapping[str, VideoList],
+    device: torch.device,
+    console: Any,
+) -> dict[str, Baseline]:
+    from frameflex.console import progress
+    from frameflex.engine.baseline import measure_baseline
+
     baselines = {}
-    if args.baseline:
-        for name, one in measured.items():
-            with progress(console, "baseline") as on_progress:
-                baselines[name] = measure_baseline(
-                    networks[name],
-                    one.videos or measurable[name],
-                    num_frames=max(one.logits),
-                    device=device,
-                    batch_size=args.batch_size,
-                    num_workers=args.workers,
-                    on_bad_video=args.on_bad_video,
-                    on_progress=on_progress,
-                )
+    for name, one in measured.items():
+        with progress(console, "baseline") as on_progress:
+            baselines[name] = measure_baseline(
+                networks[name],
+                one.videos or measurable[name],
+                num_frames=max(one.logits),
+                device=device,
+                batch_size=args.batch_size,
+                num_workers=args.workers,
+                on_bad_video=args.on_bad_video,
+                on_progress=on_progress,
+            )
+    return baselines
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found out, each by the short name of its checkpoint; `problems` are of the data."""
+
+    networks: Mapping[str, Checkpoint]
+    measured: Mapping[str, Evaluation]
+    adaptive: Mapping[str, AdaptiveReport]
+    baselines: Mapping[str, Baseline]
+    problems: Sequence[str]
+
+
+def _results(args: argparse.Namespace, found: _Found) -> Any:
+    """For JSON: an object, or with --compare a list of them."""
     results = [
         {
             "checkpoint": str(path),
             "data": str(args.data),
             **one.to_dict(),
-            **({"published": found} if (found := networks[name].metrics.get("published")) else {}),
-            **({"adaptive": asdict(adaptive[name])} if adaptive else {}),
-            **({"baseline": asdict(baselines[name])} if baselines else {}),
+            **(
+                {"published": published}
+                if (published := found.networks[name].metrics.get("published"))
+                else {}
+            ),
+            **({"adaptive": asdict(found.adaptive[name])} if found.adaptive else {}),
+            **({"baseline": asdict(found.baselines[name])} if found.baselines else {}),
         }
-        for (name, one), path in zip(measured.items(), args.checkpoints, strict=True)
+        for (name, one), path in zip(found.measured.items(), args.checkpoints, strict=True)
     ]
-    if args.json:
-        print(to_json(results if args.compare else results[0], indent=2))  # noqa: T201
-    else:
-        out = results_console()
-        out.print(report.accuracy_table(measured))
-        for name, one in measured.items():
-            for line in (
-                report.top1_sentence(one),
-                *report.published_lines(one, networks[name].metrics),
-            ):
-                out.print(line if len(measured) == 1 else f"{name}: {line}", markup=False, soft_wrap=True)
-        if args.compare:
-            out.print(report.comparison_table(measured))
-        for name, found in adaptive.items():
-            out.print(report.adaptive_table(found, name if len(adaptive) > 1 else None))
-            out.print(report.adaptive_sentence(found, args.max_drop))
-    for name, one in measured.items():
-        said = _say_what_is_measured(one, len(listed[name]) - len(measurable[name]), name)
-        if said:
-            console.print(said)
-        if name in baselines:
-            console.print(f"{name}: {baseline_sentence(one, baselines[name])}", markup=False, soft_wrap=True)
-        for bad in (*one.bad, *one.left_out):
-            console.print(f"left out: {bad.name}: {bad.reason}")
-    if args.output:
-        report.write_json(args.output / "results.json", results if args.compare else results[0])
-        report.plot_accuracy(measured, args.output / "accuracy.png")
-        written = ["results.json", "accuracy.png"]
-        for name, one in one_label.items():  # a video of several classes has no place in a confusion matrix
-            suffix = f"-{name.replace('/', '-')}" if args.compare else ""
-            report.write_predictions(one, args.output / f"predictions{suffix}.csv")
-            report.plot_confusion(one, max(one.logits), args.output / f"confusion{suffix}.png")
-            written += [f"predictions{suffix}.csv", f"confusion{suffix}.png"]
-        if adaptive:
-            report.plot_adaptive(adaptive, args.output / "adaptive.png")
-            written.append("adaptive.png")
-        paths = dict(zip(networks, args.checkpoints, strict=True))
-        parts = {
-            name: replace(
-                _part_of_report(one, networks[name], paths[name]),
-                note=baseline_sentence(one, baselines[name]) if name in baselines else "",
-                problems=problems,
-            )
-            for name, one in measured.items()
-        }
-        command = shlex.join(["frameflex", "evaluate", *argv])
-        report.write_report(
-            args.output / "report.html", parts, title=f"{', '.join(measured)} on {args.data}", command=command
-        )
-        written.insert(0, "report.html")
-        console.print(f"wrote {', '.join(written)} into {args.output}")
-    return 0
+    return results if args.compare else results[0]
 
 
-def _not_trained_on(videos: VideoList, seen: Mapping[str, Set[str] | None], keep: bool) -> VideoList:
-    """The videos that no checkpoint was trained on, or all where that leaves none or they are asked for."""
-    trained = set().union(*(names for names in seen.values() if names))
-    number = sum(video.name in trained for video in videos)
-    if number in (0, len(videos)) or keep:
-        return videos
-    return videos.subset(i for i, video in enumerate(videos) if video.name not in trained)
+def _print_tables(args: argparse.Namespace, found: _Found) -> None:
+    from frameflex import report
+    from frameflex.console import results_console
 
-
-def baseline_sentence(one: Evaluation, baseline: Baseline) -> str:
-    """The network beside the baseline, and whether it is the better one."""
-    top1 = one.at(baseline.num_frames).top1
-    best = max(baseline.mean, baseline.mean_and_deviation)
-    verdict = "" if top1 > best else ". THE NETWORK IS NOT BETTER than frozen features of single images"
-    return (
-        f"at {baseline.num_frames} frames top-1 {top1:.1%}; logistic regression on frozen features of "
-        f"{baseline.num_training} training videos: {baseline.mean:.1%} with their mean, "
-        f"{baseline.mean_and_deviation:.1%} with mean and deviation over the frames{verdict}"
-    )
-
-
-def _part_of_report(one: Evaluation, checkpoint: Checkpoint, path: Path) -> Measured:
-    from frameflex.report import Measured
-
-    undecodable = checkpoint.metrics.get("training", {}).get("undecodable", {})
-    return Measured(
-        one,
-        checkpoint.preprocessing,
-        **checkpoint.sampling,
-        log=path.with_name("log.jsonl") if path.is_file() else None,
-        training_bad=undecodable,
-    )
+    out = results_console()
+    out.print(report.accuracy_table(found.measured))
+    for name, one in found.measured.items():
+        for line in (
+            report.top1_sentence(one),
+            *report.published_lines(one, found.networks[name].metrics),
+        ):
+            out.print(line if len(found.measured) == 1 else f"{name}: {line}", markup=False, soft_wrap=True)
+    if args.compare:
+        out.print(report.comparison_table(found.measured))
+    for name, of_one in found.adaptive.items():
+        out.print(report.adaptive_table(of_one, name if len(found.adaptive) > 1 else None))
+        out.print(report.adaptive_sentence(of_one, args.max_drop))
 
 
 def _say_what_is_measured(one: Evaluation, number: int, name: str) -> str | None:
@@ -314,6 +362,65 @@ def _say_what_is_measured(one: Evaluation, number: int, name: str) -> str | None
             "trained on are left out (--include-trained measures them, too)"
         )
     return None
+
+
+def baseline_sentence(one: Evaluation, baseline: Baseline) -> str:
+    """The network beside the baseline, and whether it is the better one."""
+    top1 = one.at(baseline.num_frames).top1
+    best = max(baseline.mean, baseline.mean_and_deviation)
+    verdict = "" if top1 > best else ". THE NETWORK IS NOT BETTER than frozen features of single images"
+    return (
+        f"at {baseline.num_frames} frames top-1 {top1:.1%}; logistic regression on frozen features of "
+        f"{baseline.num_training} training videos: {baseline.mean:.1%} with their mean, "
+        f"{baseline.mean_and_deviation:.1%} with mean and deviation over the frames{verdict}"
+    )
+
+
+def _write(args: argparse.Namespace, found: _Found, results: Any, *, command: str, console: Any) -> None:
+    """Fill --output's folder."""
+    from frameflex import report
+
+    measured, networks, baselines = found.measured, found.networks, found.baselines
+    report.write_json(args.output / "results.json", results)
+    report.plot_accuracy(measured, args.output / "accuracy.png")
+    written = ["results.json", "accuracy.png"]
+    for name, one in measured.items():
+        if networks[name].multi_label:  # a video of several classes has no place in a confusion matrix
+            continue
+        suffix = f"-{name.replace('/', '-')}" if args.compare else ""
+        report.write_predictions(one, args.output / f"predictions{suffix}.csv")
+        report.plot_confusion(one, max(one.logits), args.output / f"confusion{suffix}.png")
+        written += [f"predictions{suffix}.csv", f"confusion{suffix}.png"]
+    if found.adaptive:
+        report.plot_adaptive(found.adaptive, args.output / "adaptive.png")
+        written.append("adaptive.png")
+    paths = dict(zip(networks, args.checkpoints, strict=True))
+    parts = {
+        name: replace(
+            _part_of_report(one, networks[name], paths[name]),
+            note=baseline_sentence(one, baselines[name]) if name in baselines else "",
+            problems=found.problems,
+        )
+        for name, one in measured.items()
+    }
+    report.write_report(
+        args.output / "report.html", parts, title=f"{', '.join(measured)} on {args.data}", command=command
+    )
+    written.insert(0, "report.html")
+    console.print(f"wrote {', '.join(written)} into {args.output}")
+
+
+def _part_of_report(one: Evaluation, checkpoint: Checkpoint, path: Path) -> Measured:
+    from frameflex.report import Measured
+
+    undecodable = checkpoint.metrics.get("training", {}).get("undecodable", {})
+    return Measured(
+        one,
+        checkpoint.preprocessing,
+        **checkpoint.sampling,
+        log=path.with_name("log.jsonl") if path.is_file() else None,
+        training_bad=undecodable,
+    )
 
 
 def short_names(paths: Sequence[Path]) -> dict[str, Path]:
