@@ -12,7 +12,8 @@ from frameflex import report
 from frameflex.checkpoint import CheckpointError, load_checkpoint
 from frameflex.data.datasets import load_split
 from frameflex.deploy.recognizer import Recognizer
-from frameflex.engine.evaluation import Evaluation, clip_gflops, evaluate, load_networks
+from frameflex.engine.evaluation import Evaluation, clip_gflops, evaluate
+from frameflex.engine.separate_networks import load_networks
 from frameflex.engine.training import train
 from frameflex.engine.watching import Watcher
 from frameflex.models import TSMResNet50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,42 +19,7 @@ BACKENDS = (
 
 
 def run(argv: list[str], console: Any) -> int:
-    parser = parser_of(
-        "benchmark",
-        "Time a network on every back end that is installed, next to the same backbone without the shift on the\n"
-        "same back end: both in turn, run by run, medians. Other programs should rest meanwhile.",
-        "frameflex benchmark resnet50 --frames 8,16 --backends eager,openvino --json times.json --plot times.png",
-    )
-    parser.add_argument(
-        "network",
-        nargs="?",
-        default="resnet50",
-        metavar="CHECKPOINT | MODEL",
-        help="a .safetensors file of frameflex, or an architecture of frameflex models (default: resnet50)",
-    )
-    parser.add_argument("--frames", type=frame_counts, default=(8,), help="such as 8,16 (default: 8)")
-    parser.add_argument(
-        "--batch", type=frame_counts, default=(1,), help="clips at once, such as 1,4 (default: 1)"
-    )
-    parser.add_argument(
-        "--size", type=positive, help="pixels a side (default: the checkpoint's, or 224 for a MODEL)"
-    )
-    parser.add_argument(
-        "--backends", type=_backends, default=BACKENDS, help=f"some of {', '.join(BACKENDS)} (default: all)"
-    )
-    parser.add_argument(
-        "--precision",
-        type=_precisions,
-        default=("auto",),
-        metavar="PRECISIONS",
-        help="such as float32,bfloat16, for the back ends that have a choice; auto: what the hardware does fast "
-        "(default: auto)",
-    )
-    parser.add_argument("--runs", type=_runs, default=10, help="pairs for each (default: 10)")
-    parser.add_argument("--threads", type=positive, help="CPU threads of torch (default: its own choice)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (.png, .svg, .pdf)")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     import torch
 
     from frameflex.console import progress
@@ -97,6 +63,45 @@ def run(argv: list[str], console: Any) -> int:
     if not report.timings:
         raise ValueError("no back end that was asked for can run here")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_of(
+        "benchmark",
+        "Time a network on every back end that is installed, next to the same backbone without the shift on the\n"
+        "same back end: both in turn, run by run, medians. Other programs should rest meanwhile.",
+        "frameflex benchmark resnet50 --frames 8,16 --backends eager,openvino --json times.json --plot times.png",
+    )
+    parser.add_argument(
+        "network",
+        nargs="?",
+        default="resnet50",
+        metavar="CHECKPOINT | MODEL",
+        help="a .safetensors file of frameflex, or an architecture of frameflex models (default: resnet50)",
+    )
+    parser.add_argument("--frames", type=frame_counts, default=(8,), help="such as 8,16 (default: 8)")
+    parser.add_argument(
+        "--batch", type=frame_counts, default=(1,), help="clips at once, such as 1,4 (default: 1)"
+    )
+    parser.add_argument(
+        "--size", type=positive, help="pixels a side (default: the checkpoint's, or 224 for a MODEL)"
+    )
+    parser.add_argument(
+        "--backends", type=_backends, default=BACKENDS, help=f"some of {', '.join(BACKENDS)} (default: all)"
+    )
+    parser.add_argument(
+        "--precision",
+        type=_precisions,
+        default=("auto",),
+        metavar="PRECISIONS",
+        help="such as float32,bfloat16, for the back ends that have a choice; auto: what the hardware does fast "
+        "(default: auto)",
+    )
+    parser.add_argument("--runs", type=_runs, default=10, help="pairs for each (default: 10)")
+    parser.add_argument("--threads", type=positive, help="CPU threads of torch (default: its own choice)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (.png, .svg, .pdf)")
+    return parser
 
 
 def _network(name: str, size: int | None) -> tuple[Any, tuple[int, int]]:
@@ -172,8 +177,6 @@ def _name(timing: Timing) -> str:
 
 
 def _precisions(text: str) -> tuple[str, ...]:
-    import argparse
-
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     known = [name for name in PRECISIONS if name != "int8"]
     if not names or not set(names) <= set(known):
@@ -185,8 +188,6 @@ def _precisions(text: str) -> tuple[str, ...]:
 
 
 def _backends(text: str) -> tuple[str, ...]:
-    import argparse
-
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     unknown = [name for name in names if name not in BACKENDS]
     if unknown or not names:
@@ -195,8 +196,6 @@ def _backends(text: str) -> tuple[str, ...]:
 
 
 def _runs(text: str) -> int:
-    import argparse
-
     if not text.isdecimal() or int(text) < 2:
         raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number of at least 2")
     return int(text)

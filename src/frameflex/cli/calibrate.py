@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from frameflex.cli.options import (
     add_bad_video_options,
@@ -21,48 +22,18 @@ from frameflex.cli.options import (
 )
 from frameflex.printable import printable
 
+if TYPE_CHECKING:
+    from frameflex.engine.evaluation import Evaluation
+    from frameflex.engine.self_check import CalibrationVideos
+
 
 def run(argv: list[str], console: Any) -> int:
-    parser = parser_of(
-        "calibrate",
-        "Re-estimate a checkpoint's normalisation statistics at frame counts that it was not trained at, from some\n"
-        "tens of videos. Weights, and what it does at its trained counts, stay as they are. Labels are not needed;\n"
-        "where there are some, accuracy on held-out videos is measured before and after; nothing worse is written.",
-        "frameflex calibrate best.safetensors my_videos --frames 6,12 --output calibrated.safetensors",
-    )
-    parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file of frameflex"
-    )
-    parser.add_argument(
-        "videos",
-        nargs="+",
-        metavar="VIDEO",
-        help="a data set (such as a folder with a sub-folder a class), or files, folders, quoted patterns",
-    )
-    parser.add_argument("--frames", type=frame_counts, required=True, help="such as 6,12 or 5-7")
-    parser.add_argument("--output", type=Path, required=True, help="the new checkpoint")
-    parser.add_argument(
-        "--batch-size", type=positive, default=16, help="videos that are decoded together (default: 16)"
-    )
-    add_decode_limit_option(parser)
-    add_bad_video_options(
-        parser, skip="leave it out, named; stop when more than 1 %% and more than 3 are bad"
-    )
-    parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
-    parser.add_argument("--video-dir", help="where the files of a list are (default: beside the list)")
-    parser.add_argument(
-        "--allow-worse", action="store_true", help="write the result also where held-out accuracy fell"
-    )
-    add_device_option(parser)
-    add_precision_option(parser, default="float32")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     from frameflex.checkpoint import load_checkpoint, save_checkpoint
     from frameflex.console import progress
     from frameflex.deploy.recognizer import chosen_device
     from frameflex.engine.calibration import calibrate
     from frameflex.engine.self_check import (
-        accuracies,
-        changes,
         give_temperatures,
         measure,
         videos_for_calibration,
@@ -101,9 +72,7 @@ def run(argv: list[str], console: Any) -> int:
     if measured_before is None or measured_after is None:
         console.print(f"accuracy not measured: {videos.why_not}")
     else:
-        before, after = accuracies(measured_before), accuracies(measured_after)
-        told = changes(before, after, len(measured_after.names))
-        worse = [count for count in before if after[count] < before[count] - 1e-9]
+        told, worse = _compare(measured_before, measured_after)
         if worse and not args.allow_worse:
             return fail(
                 f"calibrated at {', '.join(map(str, worse))} frames the network is worse: {told}; expected no loss. "
@@ -114,12 +83,61 @@ def run(argv: list[str], console: Any) -> int:
         console.print(told)
         give_temperatures(checkpoint, measured_after)
     save_checkpoint(args.output, checkpoint)
-    counts = ", ".join(map(str, args.frames))
-    console.print(
-        f"statistics at {counts} frames re-estimated from {len(videos.measured_on) - len(bad)} videos"
-    )
-    left_out = len(videos.measured_on.left_out)
-    if bad or left_out:
-        console.print(f"left out: {len(bad)} that can't be decoded and {left_out} in quarantine")
+    _say_how_many(args, videos, len(bad), console)
     print(printable(args.output))  # noqa: T201
     return 0
+
+
+def _compare(measured_before: Evaluation, measured_after: Evaluation) -> tuple[str, list[int]]:
+    """How accuracy changed, in words, and the frame counts where it fell."""
+    from frameflex.engine.self_check import accuracies, changes
+
+    before, after = accuracies(measured_before), accuracies(measured_after)
+    told = changes(before, after, len(measured_after.names))
+    return told, [count for count in before if after[count] < before[count] - 1e-9]
+
+
+def _say_how_many(args: argparse.Namespace, videos: CalibrationVideos, num_bad: int, console: Any) -> None:
+    counts = ", ".join(map(str, args.frames))
+    console.print(
+        f"statistics at {counts} frames re-estimated from {len(videos.measured_on) - num_bad} videos"
+    )
+    left_out = len(videos.measured_on.left_out)
+    if num_bad or left_out:
+        console.print(f"left out: {num_bad} that can't be decoded and {left_out} in quarantine")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_of(
+        "calibrate",
+        "Re-estimate a checkpoint's normalisation statistics at frame counts that it was not trained at, from some\n"
+        "tens of videos. Weights, and what it does at its trained counts, stay as they are. Labels are not needed;\n"
+        "where there are some, accuracy on held-out videos is measured before and after; nothing worse is written.",
+        "frameflex calibrate best.safetensors my_videos --frames 6,12 --output calibrated.safetensors",
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file of frameflex"
+    )
+    parser.add_argument(
+        "videos",
+        nargs="+",
+        metavar="VIDEO",
+        help="a data set (such as a folder with a sub-folder a class), or files, folders, quoted patterns",
+    )
+    parser.add_argument("--frames", type=frame_counts, required=True, help="such as 6,12 or 5-7")
+    parser.add_argument("--output", type=Path, required=True, help="the new checkpoint")
+    parser.add_argument(
+        "--batch-size", type=positive, default=16, help="videos that are decoded together (default: 16)"
+    )
+    add_decode_limit_option(parser)
+    add_bad_video_options(
+        parser, skip="leave it out, named; stop when more than 1 %% and more than 3 are bad"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
+    parser.add_argument("--video-dir", help="where the files of a list are (default: beside the list)")
+    parser.add_argument(
+        "--allow-worse", action="store_true", help="write the result also where held-out accuracy fell"
+    )
+    add_device_option(parser)
+    add_precision_option(parser, default="float32")
+    return parser

@@ -69,6 +69,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--classes", metavar="FILE", help="class names: one a line, or JSON (default: those in the file)"
     )
+    _add_unknown_options(parser)
+    _add_pixel_options(parser)
+    parser.add_argument(
+        "--trust-pickle",
+        action="store_true",
+        help="DANGER, and hardly ever needed: let FILE run any code it likes on this machine while it is read. Only "
+        "for files whose author you trust as you trust a program that you start",
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="averaged weights, where the file has others beside them"
+    )
+    parser.add_argument(
+        "--allow-nan",
+        action="store_true",
+        help="take weights that are NaN or infinite (default: refuse them)",
+    )
+    parser.add_argument("--json", action="store_true", help="what was found as JSON on standard output")
+    return parser
+
+
+def _add_unknown_options(parser: argparse.ArgumentParser) -> None:
     unknown = parser.add_argument_group("where the file doesn't tell")
     unknown.add_argument("--frames", type=frame_counts, help="trained frame count, such as 16 (default: 8)")
     unknown.add_argument("--backbone", help="architecture of timm, where several fit")
@@ -84,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
         "--window", type=positive, default=64, help="frames that a dense clip spans (default: 64)"
     )
     unknown.add_argument("--license", default="", help="of the weights, such as cc-by-4.0")
+
+
+def _add_pixel_options(parser: argparse.ArgumentParser) -> None:
     pixels = parser.add_argument_group("pixels, where they differ from what the code base does")
     pixels.add_argument("--short-side", type=positive, help="pixels of the shorter side after resizing")
     pixels.add_argument(
@@ -106,22 +130,6 @@ def _parser() -> argparse.ArgumentParser:
     pixels.add_argument(
         "--channel-order", choices=["rgb", "bgr"], help="in which the network sees the colours"
     )
-    parser.add_argument(
-        "--trust-pickle",
-        action="store_true",
-        help="DANGER, and hardly ever needed: let FILE run any code it likes on this machine while it is read. Only "
-        "for files whose author you trust as you trust a program that you start",
-    )
-    parser.add_argument(
-        "--ema", action="store_true", help="averaged weights, where the file has others beside them"
-    )
-    parser.add_argument(
-        "--allow-nan",
-        action="store_true",
-        help="take weights that are NaN or infinite (default: refuse them)",
-    )
-    parser.add_argument("--json", action="store_true", help="what was found as JSON on standard output")
-    return parser
 
 
 def _size(text: str) -> int | tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -39,33 +40,7 @@ def run(argv: list[str], console: Any) -> int:
 
 
 def _data_check(argv: list[str], console: Any) -> int:
-    parser = parser_of(
-        "data check",
-        "Decode every frame of every video once, in parallel, and find files that are unreadable, truncated,\n"
-        "without pictures, empty, too short, mislabelled, there twice, or on both sides of a split; those that\n"
-        "hang the decoder or crash it, too. Writes report.json, report.txt and quarantine.txt, which every verb\n"
-        "takes as --quarantine. Stopped, the same command goes on. The exit status is 1 if a video can't be used.",
-        "frameflex data check data/something-something-v2 --output check",
-    )
-    parser.add_argument("data", metavar="DATA", help="data set in any layout, or folder of videos")
-    parser.add_argument("--split", help="of data that has splits (default: all of them)")
-    parser.add_argument("--video-dir", help="where the files of a list are (default: beside the list)")
-    parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="names that labels must be among, one a line"
-    )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="for the report (default: check-NAME)")
-    parser.add_argument("--timeout", type=seconds, default=60.0, help="seconds for one file (default: 60)")
-    parser.add_argument("--min-frames", type=positive, default=2, help="fewer are too short (default: 2)")
-    parser.add_argument(
-        "--also",
-        type=lambda text: text.split(","),
-        default=[],
-        metavar="KINDS",
-        help="doubtful kinds that go into quarantine, too, such as truncated,leak,duplicate",
-    )
-    add_quarantine_option(parser)
-    parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
-    add_workers_option(parser)
+    parser = _check_parser()
     args = parser.parse_args(argv)
     from frameflex import report
     from frameflex.console import progress, results_console
@@ -111,7 +86,74 @@ def _data_check(argv: list[str], console: Any) -> int:
     return 1 if found.num_bad else 0
 
 
+def _check_parser() -> argparse.ArgumentParser:
+    parser = parser_of(
+        "data check",
+        "Decode every frame of every video once, in parallel, and find files that are unreadable, truncated,\n"
+        "without pictures, empty, too short, mislabelled, there twice, or on both sides of a split; those that\n"
+        "hang the decoder or crash it, too. Writes report.json, report.txt and quarantine.txt, which every verb\n"
+        "takes as --quarantine. Stopped, the same command goes on. The exit status is 1 if a video can't be used.",
+        "frameflex data check data/something-something-v2 --output check",
+    )
+    parser.add_argument("data", metavar="DATA", help="data set in any layout, or folder of videos")
+    parser.add_argument("--split", help="of data that has splits (default: all of them)")
+    parser.add_argument("--video-dir", help="where the files of a list are (default: beside the list)")
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="names that labels must be among, one a line"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="for the report (default: check-NAME)")
+    parser.add_argument("--timeout", type=seconds, default=60.0, help="seconds for one file (default: 60)")
+    parser.add_argument("--min-frames", type=positive, default=2, help="fewer are too short (default: 2)")
+    parser.add_argument(
+        "--also",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="KINDS",
+        help="doubtful kinds that go into quarantine, too, such as truncated,leak,duplicate",
+    )
+    add_quarantine_option(parser)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
+    add_workers_option(parser)
+    return parser
+
+
 def _data_prepare(argv: list[str], console: Any) -> int:
+    args = _prepare_parser().parse_args(argv)
+    from frameflex.console import progress
+    from frameflex.data.datasets import survey
+    from frameflex.data.preparing import Encoding, prepare
+
+    check_place(args.output, name="OUT")
+    encoding = Encoding(args.format, args.short_side, args.key_every, args.quality)
+    data = survey(args.data, split=args.split, video_dir=args.video_dir, quarantine=args.quarantine)
+    try:
+        with progress(console, "preparing") as on_progress:
+            index = prepare(
+                data,
+                args.output,
+                encoding=encoding,
+                videos_per_shard=args.videos_per_shard,
+                num_workers=args.workers,
+                timeout_seconds=args.timeout,
+                on_bad_video=args.on_bad_video,
+                on_progress=on_progress,
+            )
+    except KeyboardInterrupt:
+        console.print(f"what is done is kept in {args.output}; the same command goes on from there")
+        raise
+    for split, name, reason in index.left_out:
+        console.print(f"left out: {split + ': ' if split else ''}{name}: {reason}", markup=False)
+    num_videos = sum(len(shard.videos) for shard in index.shards)
+    num_bytes = sum(shard.num_bytes for shard in index.shards)
+    console.print(
+        f"{num_videos} videos in {len(index.shards)} shards of {num_bytes / 1e6:.1f} MB in all, "
+        f"{len(index.left_out)} left out"
+    )
+    print(printable(args.output))  # noqa: T201
+    return 0
+
+
+def _prepare_parser() -> argparse.ArgumentParser:
     parser = parser_of(
         "data prepare",
         "Scale the videos of a data set down, encode them for fast reading in any order, and pack them into tar\n"
@@ -149,39 +191,7 @@ def _data_prepare(argv: list[str], console: Any) -> int:
         parser, skip="leave it out, noted in the index; stop when more than 1 %% and more than 3 are bad"
     )
     add_workers_option(parser)
-    args = parser.parse_args(argv)
-    from frameflex.console import progress
-    from frameflex.data.datasets import survey
-    from frameflex.data.preparing import Encoding, prepare
-
-    check_place(args.output, name="OUT")
-    encoding = Encoding(args.format, args.short_side, args.key_every, args.quality)
-    data = survey(args.data, split=args.split, video_dir=args.video_dir, quarantine=args.quarantine)
-    try:
-        with progress(console, "preparing") as on_progress:
-            index = prepare(
-                data,
-                args.output,
-                encoding=encoding,
-                videos_per_shard=args.videos_per_shard,
-                num_workers=args.workers,
-                timeout_seconds=args.timeout,
-                on_bad_video=args.on_bad_video,
-                on_progress=on_progress,
-            )
-    except KeyboardInterrupt:
-        console.print(f"what is done is kept in {args.output}; the same command goes on from there")
-        raise
-    for split, name, reason in index.left_out:
-        console.print(f"left out: {split + ': ' if split else ''}{name}: {reason}", markup=False)
-    num_videos = sum(len(shard.videos) for shard in index.shards)
-    num_bytes = sum(shard.num_bytes for shard in index.shards)
-    console.print(
-        f"{num_videos} videos in {len(index.shards)} shards of {num_bytes / 1e6:.1f} MB in all, "
-        f"{len(index.left_out)} left out"
-    )
-    print(printable(args.output))  # noqa: T201
-    return 0
+    return parser
 
 
 def _data_render(argv: list[str], console: Any) -> int:

@@ -46,7 +46,7 @@ def run(argv: list[str], console: Any) -> int:
         parser.error(f"{len(args.checkpoints)} checkpoints are given; add --compare to measure them together")
     from frameflex.data.problems import notes_of
     from frameflex.deploy.recognizer import chosen_device
-    from frameflex.engine.evaluation import load_networks
+    from frameflex.engine.separate_networks import load_networks
     from frameflex.models.precision import chosen_precision
 
     networks = {name: load_networks(path) for name, path in short_names(args.checkpoints).items()}
@@ -90,16 +90,7 @@ def run(argv: list[str], console: Any) -> int:
         print(to_json(results, indent=2))  # noqa: T201
     else:
         _print_tables(args, found)
-    for name, one in measured.items():
-        said = _say_what_is_measured(one, len(listed[name]) - len(measurable[name]), name)
-        if said:
-            console.print(said)
-        if name in found.baselines:
-            console.print(
-                f"{name}: {baseline_sentence(one, found.baselines[name])}", markup=False, soft_wrap=True
-            )
-        for bad in (*one.bad, *one.left_out):
-            console.print(f"left out: {bad.name}: {bad.reason}")
+    _say_of_each(found, {name: len(listed[name]) - len(measurable[name]) for name in networks}, console)
     if args.output:
         _write(args, found, results, command=shlex.join(["frameflex", "evaluate", *argv]), console=console)
     return 0
@@ -347,6 +338,20 @@ def _print_tables(args: argparse.Namespace, found: _Found) -> None:
     for name, of_one in found.adaptive.items():
         out.print(report.adaptive_table(of_one, name if len(found.adaptive) > 1 else None))
         out.print(report.adaptive_sentence(of_one, args.max_drop))
+
+
+def _say_of_each(found: _Found, num_left_out: Mapping[str, int], console: Any) -> None:
+    """What people should know beside the numbers; `num_left_out` videos were trained on."""
+    for name, one in found.measured.items():
+        said = _say_what_is_measured(one, num_left_out[name], name)
+        if said:
+            console.print(said)
+        if name in found.baselines:
+            console.print(
+                f"{name}: {baseline_sentence(one, found.baselines[name])}", markup=False, soft_wrap=True
+            )
+        for bad in (*one.bad, *one.left_out):
+            console.print(f"left out: {bad.name}: {bad.reason}")
 
 
 def _say_what_is_measured(one: Evaluation, number: int, name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,43 +27,7 @@ from frameflex.printable import printable, to_json
 
 
 def run(argv: list[str], console: Any) -> int:
-    parser = parser_of(
-        "predict",
-        "Recognise what happens in videos. A file that can't be decoded is reported and counted; the others go\n"
-        "on, and the exit status is 1. With --window: what happens when in a long video. With --manifest: a list\n"
-        "of any length, in parts that a restart keeps.",
-        "frameflex predict best.safetensors clip.mp4 'more/*.webm' --frames 8 --top 3\n"
-        "  frameflex predict best.safetensors match.mp4 --window 2s --stride 1s --output events.srt\n"
-        "  frameflex predict best.safetensors --manifest videos.csv --out predictions",
-    )
-    parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file of frameflex"
-    )
-    parser.add_argument(
-        "videos", nargs="*", metavar="VIDEO", help="files, folders (searched) or quoted patterns"
-    )
-    parser.add_argument(
-        "--frames", type=frame_count, help="frames to look at (default: the largest trained count)"
-    )
-    parser.add_argument(
-        "--budget",
-        type=budget,
-        metavar="COUNTS",
-        help="such as 4,8: few frames first, more only while the answer is unsure; auto: the trained counts",
-    )
-    parser.add_argument(
-        "--confidence", type=probability, default=0.8, help="for --budget, 0 to 1 (default: 0.8)"
-    )
-    parser.add_argument("--top", type=positive, default=5, help="answers for each video (default: 5)")
-    add_views_option(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line on standard output")
-    add_loading_options(parser)
-    add_precision_option(parser)
-    add_decode_limit_option(parser)
-    add_bad_video_options(parser, default="skip", skip="report it, go on, and exit with status 1")
-    add_window_options(parser)
-    add_manifest_options(parser)
-    parser.set_defaults(batch_size=None)
+    parser = _parser()
     args = parser.parse_args(argv)
     check_window_options(parser, args)
     check_manifest_options(parser, args)
@@ -106,6 +71,47 @@ def run(argv: list[str], console: Any) -> int:
     if failed:
         console.print(f"frameflex: {failed} of {len(files)} videos could not be recognised", style="red")
     return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_of(
+        "predict",
+        "Recognise what happens in videos. A file that can't be decoded is reported and counted; the others go\n"
+        "on, and the exit status is 1. With --window: what happens when in a long video. With --manifest: a list\n"
+        "of any length, in parts that a restart keeps.",
+        "frameflex predict best.safetensors clip.mp4 'more/*.webm' --frames 8 --top 3\n"
+        "  frameflex predict best.safetensors match.mp4 --window 2s --stride 1s --output events.srt\n"
+        "  frameflex predict best.safetensors --manifest videos.csv --out predictions",
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file of frameflex"
+    )
+    parser.add_argument(
+        "videos", nargs="*", metavar="VIDEO", help="files, folders (searched) or quoted patterns"
+    )
+    parser.add_argument(
+        "--frames", type=frame_count, help="frames to look at (default: the largest trained count)"
+    )
+    parser.add_argument(
+        "--budget",
+        type=budget,
+        metavar="COUNTS",
+        help="such as 4,8: few frames first, more only while the answer is unsure; auto: the trained counts",
+    )
+    parser.add_argument(
+        "--confidence", type=probability, default=0.8, help="for --budget, 0 to 1 (default: 0.8)"
+    )
+    parser.add_argument("--top", type=positive, default=5, help="answers for each video (default: 5)")
+    add_views_option(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object a line on standard output")
+    add_loading_options(parser)
+    add_precision_option(parser)
+    add_decode_limit_option(parser)
+    add_bad_video_options(parser, default="skip", skip="report it, go on, and exit with status 1")
+    add_window_options(parser)
+    add_manifest_options(parser)
+    parser.set_defaults(batch_size=None)
+    return parser
 
 
 def _print_answer(file: Path, answer: Any, *, as_json: bool) -> None:

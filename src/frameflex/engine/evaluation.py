@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal, cast
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -20,17 +18,14 @@ from torchmetrics.functional.classification import (
     multilabel_average_precision,
 )
 
-from frameflex.checkpoint import WEIGHTS_NAME, Checkpoint, CheckpointError, load_checkpoint
 from frameflex.data.clips import Batch, ClipDataset
 from frameflex.data.label_sets import LabelSets
 from frameflex.data.loading import read_batches
 from frameflex.data.records import BadVideo, BadVideos, VideoList
 from frameflex.data.transforms import VIEWS, EvalTransform, Preprocessing
 from frameflex.engine.confidence import calibration_error, wilson_interval
-from frameflex.engine.recipe import read_yaml
-from frameflex.models.frame_flexible import nearest_count
 from frameflex.models.precision import chosen_precision, computing_in
-from frameflex.models.tsm import TSM, classify_views
+from frameflex.models.tsm import classify_views
 
 _OF_ACCELERATE = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -455,66 +450,6 @@ def _set_accuracies(logits: Tensor, targets: Tensor) -> dict[str, float]:
         "mean_class_accuracy": float(recall[occurs].double().mean()),
         "mean_average_precision": float(each.reshape(-1)[occurs].double().mean()),
     }
-
-
-class SeparateNetworks(nn.Module):
-    """Plain networks, each trained at a count of its own; the one of the nearest count answers.
-
-    Args:
-        networks: by trained frame count.
-    """
-
-    def __init__(self, networks: Mapping[int, nn.Module]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleDict({str(count): network for count, network in sorted(networks.items())})
-        self.frame_counts = ()
-
-    def forward(self, clip: Tensor) -> Tensor:
-        """Logits ``(B, K)`` of clips ``(B, 3, T, H, W)``."""
-        return self.networks[str(nearest_count(map(int, self.networks), clip.shape[2]))](clip)
-
-
-def load_networks(path: Path) -> Checkpoint:
-    """A checkpoint, or a folder of separately trained ones ``{T}f/best.safetensors`` as if they were one.
-
-    Raises:
-        FileNotFoundError: if there is neither.
-        CheckpointError: as `load_checkpoint`; also if the folder's networks differ in classes or preprocessing.
-    """
-    if not path.is_dir() or (path / WEIGHTS_NAME).is_file():
-        return load_checkpoint(path)
-    files = sorted(path.glob("*f/best.safetensors"))
-    if not files:
-        raise FileNotFoundError(
-            f"checkpoint {path}: a folder without {{T}}f/best.safetensors of separate training; give a file"
-        )
-    missing = sorted(_separate_folders(path) - {file.parent.name for file in files})
-    if missing:
-        raise CheckpointError(
-            f"checkpoint {path}: {', '.join(missing)} of its separate training has no best.safetensors; without it "
-            "a network of another frame count would answer. Go on with that training (--resume), or give the "
-            "networks' own files"
-        )
-    members = [load_checkpoint(file) for file in files]
-    first = members[0]
-    for member in members:
-        if (member.class_names, member.preprocessing) != (first.class_names, first.preprocessing):
-            raise CheckpointError(f"checkpoint {path}: its networks differ in classes or preprocessing")
-    networks = SeparateNetworks({member.num_frames: member.model for member in members})
-    counts = tuple(sorted(member.num_frames for member in members))
-    return replace(first, model=cast(TSM, networks), frame_counts=counts)
-
-
-def _separate_folders(path: Path) -> set[str]:
-    """Where the networks of a separate training are to be, by its folders and by its recipe."""
-    folders = {
-        folder.name for folder in path.iterdir() if folder.is_dir() and re.fullmatch(r"\d+f", folder.name)
-    }
-    recipe = path / "recipe.yaml"
-    values = read_yaml(recipe) if recipe.is_file() else None
-    clip = values.get("clip") if isinstance(values, Mapping) else None
-    counts = clip.get("frame_counts") if isinstance(clip, Mapping) else None
-    return folders | {f"{count}f" for count in counts or ()}
 
 
 def clip_gflops(model: nn.Module, clip: Tensor) -> float:
