@@ -29,6 +29,13 @@ def run(argv: list[str], console: Any) -> int:
     recipe, resume = parse_recipe(argv)
     check_place(Path(recipe.output))
     tune_process(num_workers=recipe.data.num_workers)
+    if recipe.training.minutes is not None:
+        if resume and (Path(recipe.output) / "recipe.yaml").exists():
+            recipe = replace(recipe, training=replace(recipe.training, minutes=None))
+        else:
+            from frameflex.engine.budget import fit_to_minutes
+
+            recipe = fit_to_minutes(recipe)
     several = recipe.data.folds is not None and recipe.data.fold is None
     if silent:
         _train_silently(recipe, resume, several)

@@ -58,6 +58,7 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         seed: start of all randomness.
         decoder: as for `open_video`.
         on_bad_video: "error" raises where a video can't be read; "skip" gives a `BadVideo` in its place.
+        open_record: opens a video of the list by other means, such as `FrameCache.open`.
 
     Raises:
         ValueError: if an option is out of range.
@@ -77,6 +78,7 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         seed: int = 0,
         decoder: Decoder = "auto",
         on_bad_video: Literal["error", "skip"] = "error",
+        open_record: Callable[..., VideoReader] = VideoRecord.open,
     ) -> None:
         if not frame_counts or min(frame_counts) < 1 or len(set(frame_counts)) < len(frame_counts):
             raise ValueError(f"frame_counts is {list(frame_counts)}; expected different counts of 1 or more.")
@@ -108,6 +110,7 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         self.seed = seed
         self.decoder = decoder
         self.on_bad_video = on_bad_video
+        self.open_record = open_record
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -126,7 +129,7 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         index, epoch, *counts = key if isinstance(key, tuple) else (key, 0)
         record = self.videos[index]
         return self.sample(
-            lambda: record.open(decoder=self.decoder, limits=self.videos.limits),
+            lambda: self.open_record(record, decoder=self.decoder, limits=self.videos.limits),
             index % len(self),
             epoch,
             *counts,

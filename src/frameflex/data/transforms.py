@@ -4,6 +4,7 @@ Every transform takes all frames of a video that any clip of it needs in one cal
 several frame counts see the same pixels.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -317,6 +318,15 @@ class TrainTransform:
             )
         if magnitude > 0:
             self._augmentations.append(v2.RandAugment(num_ops=2, magnitude=magnitude))
+
+    @property
+    def smallest(self) -> tuple[int, int]:
+        """Height and width of frames from which no crop that is drawn has to be enlarged."""
+        if self.preprocessing.fit == "crop":
+            side = math.ceil(max(self.preprocessing.size) / min(self.multi_scale_crop))
+            return side, side
+        height, width = (math.ceil(side / (1 - _CUT_OFF)) for side in self.preprocessing.size)
+        return height, width
 
     def __call__(self, frames: Tensor, label: int) -> tuple[Tensor, int]:
         """Augment all frames alike.

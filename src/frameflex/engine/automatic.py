@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import statistics
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import psutil
+import torch
+
 from frameflex.data.clips import stretch_of
 from frameflex.data.datasets import load_split
 from frameflex.data.records import VideoList
-from frameflex.engine.loading import reversed_labels
+from frameflex.engine.loading import MEMORY_SHARE, reversed_labels
 from frameflex.engine.recipe import Recipe, RecipeError
 from frameflex.engine.task import check_classes
+from frameflex.models.precision import fast_precision
+from frameflex.tuning import available_cores
 from frameflex.video import Limits
 from frameflex.video.reader import VideoError
 
@@ -110,8 +114,7 @@ def _choose(
     epochs = max(math.ceil(steps / steps_an_epoch), _FEWEST_EPOCHS)
     length_of_run = f"about {epochs * steps_an_epoch} steps for {num_training} training videos"
     epochs = asked.training.epochs if "training.epochs" in given else epochs
-    cores = _num_cores()
-    workers = 0 if cores == 1 else min(8, cores // 2)
+    precision, why = fast_precision("cuda" if torch.cuda.is_available() else "cpu")
     model = {"model.dropout": 0.0, **({"model.backbone": None} if asked.model.init else {})}
     return [
         frames,
@@ -136,10 +139,8 @@ def _choose(
         _Choice(
             model, "the run is short" + ("; the network is that of model.init" if asked.model.init else "")
         ),
-        _Choice(
-            {"data.num_workers": workers},
-            f"{cores} core{'s' if cores > 1 else ''}; {max(1, cores - workers)} left to the network",
-        ),
+        _decoding(videos, seen, (height, width)),
+        _Choice({"training.precision": {"bfloat16": "bf16", "float16": "fp16"}.get(precision, "no")}, why),
     ]
 
 
@@ -159,6 +160,24 @@ def _choose_reversal(asked: Recipe, videos: VideoList) -> list[_Choice]:
     )
     more = f"; {len(known) - 3} more below" if len(known) > 3 else ""
     return [_Choice({"clip.reverse": True}, f"played backwards {shown}{more}; correct it with data.reversed")]
+
+
+def _decoding(videos: VideoList, seen: _Seen, size: tuple[int, int]) -> _Choice:
+    """Each video decoded once, where its frames can be kept; else by processes beside the network."""
+    num_bytes = 3 * len(videos) * seen.num_frames * math.prod(size) / 0.85**2
+    room = MEMORY_SHARE * psutil.virtual_memory().available
+    cores = available_cores()
+    if num_bytes <= room:
+        reason = f"about {num_bytes / 2**20:.0f} MiB of frames are kept in memory, each video is decoded once"
+        return _Choice(
+            {"data.cache_frames": True, "data.num_workers": 0}, f"{reason}; {cores} cores for the network"
+        )
+    workers = 0 if cores == 1 else min(8, cores // 2)
+    return _Choice(
+        {"data.num_workers": workers},
+        f"{cores} core{'s' if cores > 1 else ''}, {max(1, cores - workers)} left to the network; frames would take "
+        f"{num_bytes / 2**30:.1f} GiB, too much to keep",
+    )
 
 
 def _look_at(videos: VideoList) -> _Seen:
@@ -194,13 +213,6 @@ def _size_of(aspect: float) -> tuple[int, int]:
     aspect = min(max(aspect, 0.5), 2.0)
     height, width = math.sqrt(_PIXELS / aspect), math.sqrt(_PIXELS * aspect)
     return round(height / _SIDE_STEP) * _SIDE_STEP, round(width / _SIDE_STEP) * _SIDE_STEP
-
-
-def _num_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _shown(value: Any) -> str:

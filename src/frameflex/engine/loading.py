@@ -10,22 +10,26 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from frameflex.data.cache import FrameCache
 from frameflex.data.clips import ClipDataset, collate
 from frameflex.data.directions import exchange_directions, reverse_directions
 from frameflex.data.loading import end_with_parent
-from frameflex.data.records import VideoList
+from frameflex.data.records import VideoList, VideoRecord
 from frameflex.data.transforms import Preprocessing, TrainTransform
 from frameflex.engine.recipe import Recipe, RecipeError
 
 logger = logging.getLogger(__name__)
 
 _NEVER = 1_000_003  # epochs
+MEMORY_SHARE = 0.25  # of what is free, for frames that are kept
 
 
 class EpochBatches:
@@ -125,9 +129,10 @@ class EpochBatches:
 def build_loader(
     recipe: Recipe,
     videos: VideoList,
-    preprocessing: Preprocessing,
+    transform: TrainTransform,
     batches: EpochBatches,
     *,
+    cache: FrameCache | None = None,
     pin_memory: bool,
 ) -> DataLoader:
     """What decodes and augments the training videos of a recipe, in the order of ``batches``."""
@@ -135,20 +140,14 @@ def build_loader(
     dataset = ClipDataset(
         videos,
         frame_counts=recipe.trained_counts,
-        transform=TrainTransform(
-            preprocessing,
-            multi_scale_crop=clip.multi_scale_crop,
-            flip=clip.flip,
-            flip_label=exchange_directions(videos.classes),
-            color_jitter=clip.color_jitter,
-            rand_augment=clip.rand_augment,
-        ),
+        transform=transform,
         sampling=clip.sampling,
         window=clip.window,
         reversed_labels=reversed_labels(recipe, videos.classes) if clip.reverse else None,
         training=True,
         seed=recipe.seed,
         on_bad_video="skip",  # which the policy, in this process, decides on
+        open_record=cache.open if cache else VideoRecord.open,
     )
     return DataLoader(
         dataset,
@@ -171,6 +170,32 @@ def reversed_labels(recipe: Recipe, classes: Sequence[str]) -> list[int]:
         return reverse_directions(classes, recipe.data.reversed)
     except ValueError as error:
         raise RecipeError(f"data.reversed: {error}") from error
+
+
+def build_transform(recipe: Recipe, videos: VideoList, preprocessing: Preprocessing) -> TrainTransform:
+    """How the training clips of a recipe are cut out and augmented."""
+    clip = recipe.clip
+    return TrainTransform(
+        preprocessing,
+        multi_scale_crop=clip.multi_scale_crop,
+        flip=clip.flip,
+        flip_label=exchange_directions(videos.classes),
+        color_jitter=clip.color_jitter,
+        rand_augment=clip.rand_augment,
+    )
+
+
+def build_cache(recipe: Recipe, transform: TrainTransform, num_processes: int) -> FrameCache | None:
+    """Where the frames of a recipe's training videos are kept; None where they aren't.
+
+    In memory where one process uses them; what several need, they share in files, which the system keeps in memory as
+    far as it can.
+    """
+    if not recipe.data.cache_frames:
+        return None
+    shared = num_processes > 1 or recipe.data.num_workers > 0
+    memory_bytes = 0 if shared else int(MEMORY_SHARE * psutil.virtual_memory().available)
+    return FrameCache(transform.smallest, memory_bytes=memory_bytes, folder=Path(recipe.output) / "frames")
 
 
 class LoaderClock:

@@ -40,6 +40,8 @@ class Data:
             stops the run when more than 1 % and more than 3 are bad, "error" stops at the first. Validation always
             stops.
         quarantine: a list of videos to leave out, as `frameflex data check` writes it.
+        cache_frames: keep the training videos' frames, small, so that each video is decoded once: in a quarter of the
+            memory, and what doesn't fit there in files in `output`, which go away when the run ends.
         max_decode_seconds: how long opening or reading one video may take; a slower one counts as bad. By default as
             long as it takes.
         multi_label: a video may show several classes, or none: its label is names with `|` between them. Each class
@@ -61,6 +63,7 @@ class Data:
     num_workers: int = 2
     on_bad_video: Literal["skip", "error"] = "skip"
     quarantine: str | None = None
+    cache_frames: bool = False
     max_decode_seconds: float | None = None
     multi_label: bool = False
     nothing: str | None = None
@@ -174,6 +177,7 @@ class Training:
 
     Attributes:
         epochs: passes over the training videos.
+        minutes: a budget: the first steps are timed, and `epochs` are those that it leaves time for.
         first_phase: method ffn: share of the epochs in which the network is trained at the largest count alone, as a
             plain TSM; the other counts then start from its norms and scales, and all are trained. With
             `objective.counts: all` and from scratch the smaller counts else copy a teacher that knows nothing yet.
@@ -209,6 +213,7 @@ class Training:
     """
 
     epochs: int = 50
+    minutes: float | None = None
     first_phase: float = 0.0
     batch_size: int = 8
     accumulate: int = 1
@@ -305,6 +310,10 @@ class Recipe:
         if self.training.ema_decay is not None and not 0 < self.training.ema_decay < 1:
             raise RecipeError(
                 f"training.ema_decay is {self.training.ema_decay}; expected above 0 and below 1, or null for none"
+            )
+        if self.training.minutes is not None and not self.training.minutes > 0:
+            raise RecipeError(
+                f"training.minutes is {self.training.minutes}; expected above 0, or null for epochs"
             )
         if self.training.checkpoint_minutes is not None and not self.training.checkpoint_minutes > 0:
             raise RecipeError(

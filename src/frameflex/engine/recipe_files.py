@@ -51,6 +51,12 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
         "--folds", type=int, metavar="K", help="cross-validation with K runs; short for --data.folds"
     )
     parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="train for so long: the number of epochs is fitted to it; short for --training.minutes",
+    )
+    parser.add_argument(
         "--any-frame-count",
         action="store_true",
         help="with VIDEOS: one network for T frames, half and a quarter of them (method ffn)",
@@ -148,7 +154,7 @@ def _are_videos(name: str) -> bool:
     return Path(name).is_dir() or Path(name).suffix.lower() in (".csv", ".tsv") or is_shards(name)
 
 
-_SHORT = {"--folds": "--data.folds", "--group": "--data.group"}
+_SHORT = {"--folds": "--data.folds", "--group": "--data.group", "--minutes": "--training.minutes"}
 
 
 def _written_out(arguments: Sequence[str]) -> list[str]:

@@ -22,7 +22,14 @@ from frameflex.data.records import BadVideos, check_bad_share
 from frameflex.engine.confidence import fit_temperature
 from frameflex.engine.evaluation import Evaluation, evaluate
 from frameflex.engine.finetuning import class_targets, class_weights, freeze, hold_still, video_weights
-from frameflex.engine.loading import EpochBatches, LoaderClock, build_loader, mix
+from frameflex.engine.loading import (
+    EpochBatches,
+    LoaderClock,
+    build_cache,
+    build_loader,
+    build_transform,
+    mix,
+)
 from frameflex.engine.objective import FrameFlexibleObjective
 from frameflex.engine.optimization import build_optimizer, learning_rate_factor
 from frameflex.engine.recipe import Recipe, RecipeError
@@ -95,11 +102,16 @@ class Run:
         )
         optimizer = build_optimizer(recipe, self.model, accelerator.num_processes)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        transform = build_transform(recipe, task.training, self.preprocessing)
+        self.cache = build_cache(recipe, transform, accelerator.num_processes)
+        if self.cache and accelerator.is_main_process:
+            self.cache.clean(task.training)
         self.loader = build_loader(
             recipe,
             task.training,
-            self.preprocessing,
+            transform,
             self.batches,
+            cache=self.cache,
             pin_memory=accelerator.device.type == "cuda",
         )
         self.steps_per_epoch = math.ceil(self.batches.num_batches() / training.accumulate)
@@ -108,6 +120,7 @@ class Run:
         self.saved = time.monotonic()
         self.clock = LoaderClock(recipe.data.num_workers)
         self.memory_told = False  # once a run, not each epoch
+        self.filling = False  # the cache of frames, by a thread, in the first epoch
         self.values: dict[str, Any] = {
             "epoch": 0,
             "step": 0,
@@ -142,6 +155,11 @@ class Run:
         if step == epoch * self.steps_per_epoch:
             values |= {"seen": 0, "right": 0.0}
         first_step, seen_before = step, values["seen"]
+        if self.cache and self.recipe.data.num_workers == 0 and not self.filling:
+            self.filling = True
+            order = [video for batch in self.batches for video, *_ in batch]
+            videos = self.task.training
+            self.cache.fill((videos[video] for video in order), limits=videos.limits)
         batches = self.clock.start(shielded(self.loader))
         while step < end:
             left = self.batches.num_batches() - (step - epoch * self.steps_per_epoch) * accumulate
@@ -367,8 +385,11 @@ class Run:
             norm.counts = True
 
     def close(self) -> None:
-        """End the processes that decode, which live from epoch to epoch."""
+        """End what decodes, which lives from epoch to epoch."""
         end_workers(self.loader._iterator)
+        if self.cache:
+            finished = self.values["epoch"] == self.recipe.training.epochs
+            self.cache.close(remove=finished and self.accelerator.is_main_process)
 
     def _note_bad(self, bad: list[Any]) -> None:
         if self.recipe.data.on_bad_video == "error":

@@ -68,6 +68,10 @@ def train(
         raise RecipeError(
             "data.folds without data.fold is several runs: cross_validate trains them one by one"
         )
+    if recipe.training.minutes is not None:
+        raise RecipeError(
+            "training.minutes is a budget; expected epochs. fit_to_minutes (frameflex.engine.budget) makes the recipe"
+        )
     if recipe.method != "separate":
         return [_train_one(recipe, resume=resume, watcher=watcher or Watcher(), check_data=check_data)]
     together = Path(recipe.output) / "recipe.yaml"  # evaluation reads in it which networks there are to be
