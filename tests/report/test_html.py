@@ -141,7 +141,7 @@ def test_what_is_wrong_with_the_data_is_named(tmp_path):
         assert name in text
 
 
-def test_a_label_that_another_class_fits_as_its_own_videos_is_doubted_with_its_frames(tmp_path):
+def test_a_label_that_another_class_fits_far_better_is_doubted_with_its_frames(tmp_path):
     one = part(tmp_path, names=["wave", "clap", "jump"])
     evaluation = one.evaluation
     probabilities = torch.full((12, 3), 0.1)

@@ -179,20 +179,15 @@ def confusion_rows(evaluation: Evaluation, num_frames: int) -> dict[str, Any]:
 def doubtful_labels(evaluation: Evaluation, num_frames: int) -> list[int]:
     """Videos whose label may be wrong, the one that the network believes least first.
 
-    The rule of confident learning (Northcutt et al., 2021, section 3.1): another class has at least the probability
-    that it has, on average, in the videos that are labelled so; and twice the label's own, because a network that
-    knows little believes all classes about as much. Videos that it was trained on are left out: it remembers them.
+    Another class has more than half of the probability, and twice the label's: a network that knows little believes
+    all about as much, and doubts nothing. Videos that it was trained on are left out: it remembers their labels.
     """
     probabilities = evaluation.calibrated(num_frames).double().softmax(1)
-    labels = evaluation.labels
-    of_label = probabilities.gather(1, labels[:, None])[:, 0]
-    usual = torch.full((probabilities.shape[1],), torch.inf, dtype=torch.double)
-    for label in labels.unique().tolist():
-        usual[label] = of_label[labels == label].mean()
-    best, believed = probabilities.max(1)
-    confident = (best >= usual[believed]) & (best >= 2 * of_label)
+    of_label = probabilities.gather(1, evaluation.labels[:, None])[:, 0]
+    best = probabilities.max(1).values
     remembered = set(evaluation.trained_on or ())
-    found = [i for i in confident.nonzero().flatten().tolist() if evaluation.names[i] not in remembered]
+    doubted = ((best > 0.5) & (best >= 2 * of_label)).nonzero().flatten().tolist()
+    found = [i for i in doubted if evaluation.names[i] not in remembered]
     return sorted(found, key=lambda i: float(of_label[i]))[:NUM_DOUBTFUL]
 
 
