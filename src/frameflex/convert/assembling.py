@@ -50,30 +50,18 @@ def assemble(
         )
     num_classes = int(weight.shape[0])
     model = create_model(**network.options, num_classes=num_classes)
-    own = model.state_dict()
-    # torch before 0.4.1 kept no counters; evaluation doesn't read them.
-    counters = {name for name in own if name.endswith("num_batches_tracked")} - network.tensors.keys()
-    tensors = network.tensors | {name: torch.zeros_like(own[name]) for name in counters}
-    _check_fit(path, network, own, tensors)
-    model.load_state_dict(tensors)
+    num_counters = _load(path, network, model)
     notes = [
         f"found: {network.source}, {num_classes} classes, {_describe(model)}",
         f"matched: all {len(network.tensors)} tensors"
         + (
-            f"; {len(counters)} counters of batches, which only training reads, start at 0"
-            if counters
+            f"; {num_counters} counters of batches, which only training reads, start at 0"
+            if num_counters
             else ""
         ),
         *network.notes,
     ]
-    counts = tuple(sorted(set(frame_counts or network.frame_counts or (8,))))
-    if model.frame_counts:
-        if frame_counts is not None and counts != model.frame_counts:
-            raise ConversionError(f"the file has parts for {model.frame_counts} frames; leave --frames out")
-    elif not frame_counts and not network.frame_counts:
-        notes.append(
-            "assumed: 8 frames; how many segments it was trained at isn't in the file, give --frames where it differs"
-        )
+    counts = _frame_counts(network, model, frame_counts, notes)
     names = _class_names(network, class_names, num_classes, notes)
     checkpoint = Checkpoint(
         model=model.eval(),
@@ -95,6 +83,17 @@ def assemble(
             "the licence of the weights isn't in the file; ask their source, and give it with --license"
         )
     return Conversion(checkpoint, network.source, notes)
+
+
+def _load(path: Path, network: Network, model: TSM) -> int:
+    """Give the model the file's tensors, all of them; how many counters of batches it has none for."""
+    own = model.state_dict()
+    # torch before 0.4.1 kept no counters; evaluation doesn't read them.
+    counters = {name for name in own if name.endswith("num_batches_tracked")} - network.tensors.keys()
+    tensors = network.tensors | {name: torch.zeros_like(own[name]) for name in counters}
+    _check_fit(path, network, own, tensors)
+    model.load_state_dict(tensors)
+    return len(counters)
 
 
 def _check_fit(
@@ -121,6 +120,21 @@ def _check_fit(
         raise ConversionError(
             f"{path}: found {network.source}, but not every tensor fits; {'; '.join(problems)}"
         )
+
+
+def _frame_counts(
+    network: Network, model: TSM, frame_counts: Sequence[int] | None, notes: list[str]
+) -> tuple[int, ...]:
+    """The T's that it was trained at: asked for, told by the tensors, or assumed, which is noted."""
+    counts = tuple(sorted(set(frame_counts or network.frame_counts or (8,))))
+    if model.frame_counts:
+        if frame_counts is not None and counts != model.frame_counts:
+            raise ConversionError(f"the file has parts for {model.frame_counts} frames; leave --frames out")
+    elif not frame_counts and not network.frame_counts:
+        notes.append(
+            "assumed: 8 frames; how many segments it was trained at isn't in the file, give --frames where it differs"
+        )
+    return counts
 
 
 def _class_names(

@@ -70,24 +70,7 @@ def measure_baseline(
         raise ValueError(
             "--baseline: the checkpoint's run started from random weights, whose features say nothing; leave it out"
         )
-    training, _ = find_videos(recipe)
-    if checkpoint.videos and checkpoint.videos.trained_on(measured):
-        raise ValueError(
-            "--baseline: measured videos are among those that were trained on, which both would remember; measure "
-            "others"
-        )
-    # By file and stretch: the same name may stand in both splits.
-    held_out = {_stretch(video) for video in measured}
-    training = training.subset(i for i, video in enumerate(training) if _stretch(video) not in held_out)
-    if not training or (
-        checkpoint.videos
-        and checkpoint.videos.training.keys
-        and len(checkpoint.videos.trained_on(training)) < len(training)
-    ):
-        raise ValueError(
-            f"--baseline: {recipe.data.train} doesn't hold the videos that the checkpoint was trained on apart from "
-            "those that are measured; run it where they are, without --include-trained"
-        )
+    training = _training_videos(checkpoint, recipe, measured)
     start = (
         recipe
         if recipe.model.init
@@ -114,16 +97,39 @@ def measure_baseline(
     return Baseline(num_frames, scores[0], scores[1], len(labels))
 
 
-def _stretch(video: VideoRecord) -> tuple[str, float | None, float | None]:
-    return os.path.realpath(str(video.path)), video.start_seconds, video.end_seconds
-
-
 def _recipe_of(checkpoint: Checkpoint) -> Recipe:
     """Read as a file would be, so that a checkpoint's is checked as one."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
         path.write_text(yaml.safe_dump(checkpoint.recipe, allow_unicode=True), encoding="utf-8")
         return parse_recipe([str(path)])[0]
+
+
+def _training_videos(checkpoint: Checkpoint, recipe: Recipe, measured: VideoList) -> VideoList:
+    """Those of the checkpoint's run, found again, without what is measured."""
+    training, _ = find_videos(recipe)
+    if checkpoint.videos and checkpoint.videos.trained_on(measured):
+        raise ValueError(
+            "--baseline: measured videos are among those that were trained on, which both would remember; measure "
+            "others"
+        )
+    # By file and stretch: the same name may stand in both splits.
+    held_out = {_stretch(video) for video in measured}
+    training = training.subset(i for i, video in enumerate(training) if _stretch(video) not in held_out)
+    if not training or (
+        checkpoint.videos
+        and checkpoint.videos.training.keys
+        and len(checkpoint.videos.trained_on(training)) < len(training)
+    ):
+        raise ValueError(
+            f"--baseline: {recipe.data.train} doesn't hold the videos that the checkpoint was trained on apart from "
+            "those that are measured; run it where they are, without --include-trained"
+        )
+    return training
+
+
+def _stretch(video: VideoRecord) -> tuple[str, float | None, float | None]:
+    return os.path.realpath(str(video.path)), video.start_seconds, video.end_seconds
 
 
 def fit_logistic(features: Tensor, labels: Tensor, num_classes: int) -> Callable[[Tensor], Tensor]:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from frameflex.models.backbones import family_of, shift_sites, whole_blocks
+from frameflex.models.backbones import Family, family_of, shift_sites, whole_blocks
 from frameflex.models.finite import finite
 from frameflex.models.non_local import NON_LOCALS, NonLocal, TemporalPool
 from frameflex.models.precision import classified
@@ -90,33 +90,6 @@ class TSM(nn.Module):
         backbone_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        foreign = sorted(_NOT_OF_THE_NETWORK & set(backbone_options or {}))
-        if foreign:
-            raise ValueError(
-                f"backbone_options has {', '.join(foreign)}, which say where weights come from, not what the network "
-                "is; give pretrained instead"
-            )
-        if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}; expected at least 1")
-        if shift not in SHIFTS:
-            raise ValueError(f"shift is {shift!r}; expected one of {', '.join(SHIFTS)}")
-        if shift_place not in SHIFT_PLACES:
-            raise ValueError(f"shift_place is {shift_place!r}; expected one of {', '.join(SHIFT_PLACES)}")
-        if shift_every is not None and shift_every < 1:
-            raise ValueError(
-                f"shift_every is {shift_every}; expected at least 1, or none for what is published"
-            )
-        if non_local not in ("none", *NON_LOCALS):
-            raise ValueError(f"non_local is {non_local!r}; expected none or one of {', '.join(NON_LOCALS)}")
-        ahead = [
-            name for name, on in (("temporal_pool", temporal_pool), ("non_local", non_local != "none")) if on
-        ]
-        if shift == "causal" and ahead:
-            raise ValueError(
-                f"shift is 'causal' but {' and '.join(ahead)} {'look' if ahead[1:] else 'looks'} at later frames; "
-                "leave that out, or set shift to 'bidirectional'"
-            )
-        family = family_of(backbone)
         self.config: dict[str, Any] = {
             "backbone": backbone,
             "num_classes": num_classes,
@@ -129,6 +102,8 @@ class TSM(nn.Module):
             "non_local": non_local,
             "backbone_options": dict(backbone_options or {}),
         }
+        _check_config(self.config)
+        family = family_of(backbone)
         self.frame_counts: tuple[int, ...] = ()
         self.backbone = _create_backbone(
             backbone, pretrained, {**family.options, **self.config["backbone_options"]}
@@ -138,29 +113,17 @@ class TSM(nn.Module):
                 backbone, self.backbone, only_place=not temporal_pool and non_local == "none"
             )
         if shift != "none":
-            names = {module: name for name, module in self.backbone.named_modules()}
-            if shift_place == "block":
-                places = [names[block] for block in whole_blocks(family, self.backbone, every=shift_every)]
-            else:
-                sites = shift_sites(family, self.backbone, every=shift_every)
-                places = [f"{names[block]}.{conv}" for block, conv in sites]
-            for name in places:
-                pooled = temporal_pool and not name.startswith("layer1.")
-                shifted = TemporalShift(
-                    self.backbone.get_submodule(name),
-                    shift_div=shift_div,
-                    time_stride=2 if pooled else 1,
-                    causal=shift == "causal",
-                )
-                replace_module(self.backbone, name, shifted)
+            _add_shifts(
+                self.backbone,
+                family,
+                shift_div=shift_div,
+                whole_block=shift_place == "block",
+                every=shift_every,
+                temporal_pool=temporal_pool,
+                causal=shift == "causal",
+            )
         if non_local != "none":
-            for stage in ("layer2", "layer3"):
-                for i in range(0, len(self.backbone.get_submodule(stage)), 2):  # type: ignore[arg-type]
-                    block = self.backbone.get_submodule(f"{stage}.{i}")
-                    attending = NonLocal(
-                        block, _out_channels(block), mode=non_local, time_stride=2 if temporal_pool else 1
-                    )
-                    replace_module(self.backbone, f"{stage}.{i}", attending)
+            _add_attention(self.backbone, non_local, time_stride=2 if temporal_pool else 1)
         if temporal_pool:
             replace_module(self.backbone, "layer2.0", TemporalPool(self.backbone.get_submodule("layer2.0")))
         self.dropout = nn.Dropout(dropout)
@@ -257,23 +220,6 @@ def classify_views(model: nn.Module, clips: Tensor, *, names: Sequence[str] = ()
     return finite(mean, num_frames=clips.shape[3], names=names)
 
 
-def _check_published_options(architecture: str, backbone: nn.Module, *, only_place: bool) -> None:
-    if only_place and architecture.startswith("mobileone"):
-        return
-    if not all(hasattr(backbone, f"layer{i}") for i in (1, 2, 3, 4)):
-        raise ValueError(
-            f"shift_place, temporal_pool and non_local are published for ResNets, and shift_place for "
-            f"MobileOne; backbone is {architecture!r}. "
-            'Leave them at "residual", false and "none", or choose a ResNet'
-        )
-
-
-def _out_channels(block: nn.Module) -> int:
-    """Of a ResNet's residual block: those of its last convolution."""
-    last = [module for name, module in block.named_modules() if name.endswith(("conv1", "conv2", "conv3"))]
-    return last[-1].out_channels
-
-
 MAX_FRAMES = 1024  # of a clip, when asked for by a person: more is a slip of the hand, and memory for nothing
 
 
@@ -307,6 +253,38 @@ def check_clip(clip: Tensor) -> None:
         raise ValueError(
             f"clip is {str(clip.dtype).removeprefix('torch.')}; expected float, normalised as in the checkpoint's "
             "preprocessing: EvalTransform makes it of frames, and a Recognizer takes videos as they are"
+        )
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """Refuse what can't be built, before anything is."""
+    num_classes, temporal_pool, non_local = (
+        config[key] for key in ("num_classes", "temporal_pool", "non_local")
+    )
+    shift, shift_place, shift_every = config["shift"], config["shift_place"], config["shift_every"]
+    foreign = sorted(_NOT_OF_THE_NETWORK & set(config["backbone_options"]))
+    if foreign:
+        raise ValueError(
+            f"backbone_options has {', '.join(foreign)}, which say where weights come from, not what the network "
+            "is; give pretrained instead"
+        )
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}; expected at least 1")
+    if shift not in SHIFTS:
+        raise ValueError(f"shift is {shift!r}; expected one of {', '.join(SHIFTS)}")
+    if shift_place not in SHIFT_PLACES:
+        raise ValueError(f"shift_place is {shift_place!r}; expected one of {', '.join(SHIFT_PLACES)}")
+    if shift_every is not None and shift_every < 1:
+        raise ValueError(f"shift_every is {shift_every}; expected at least 1, or none for what is published")
+    if non_local not in ("none", *NON_LOCALS):
+        raise ValueError(f"non_local is {non_local!r}; expected none or one of {', '.join(NON_LOCALS)}")
+    ahead = [
+        name for name, on in (("temporal_pool", temporal_pool), ("non_local", non_local != "none")) if on
+    ]
+    if shift == "causal" and ahead:
+        raise ValueError(
+            f"shift is 'causal' but {' and '.join(ahead)} {'look' if ahead[1:] else 'looks'} at later frames; "
+            "leave that out, or set shift to 'bidirectional'"
         )
 
 
@@ -352,3 +330,57 @@ def _load_backbone(backbone: nn.Module, path: Path) -> None:
         )
         raise RuntimeError(f"pretrained weights {path} don't fit the backbone: {listed}")
     backbone.load_state_dict(state)
+
+
+def _check_published_options(architecture: str, backbone: nn.Module, *, only_place: bool) -> None:
+    if only_place and architecture.startswith("mobileone"):
+        return
+    if not all(hasattr(backbone, f"layer{i}") for i in (1, 2, 3, 4)):
+        raise ValueError(
+            f"shift_place, temporal_pool and non_local are published for ResNets, and shift_place for "
+            f"MobileOne; backbone is {architecture!r}. "
+            'Leave them at "residual", false and "none", or choose a ResNet'
+        )
+
+
+def _add_shifts(
+    backbone: nn.Module,
+    family: Family,
+    *,
+    shift_div: int,
+    whole_block: bool,
+    every: int | None,
+    temporal_pool: bool,
+    causal: bool,
+) -> None:
+    """Wrap with a shift what the family says, or whole blocks; behind `temporal_pool` half of the frames are left."""
+    names = {module: name for name, module in backbone.named_modules()}
+    if whole_block:
+        places = [names[block] for block in whole_blocks(family, backbone, every=every)]
+    else:
+        sites = shift_sites(family, backbone, every=every)
+        places = [f"{names[block]}.{conv}" for block, conv in sites]
+    for name in places:
+        pooled = temporal_pool and not name.startswith("layer1.")
+        shifted = TemporalShift(
+            backbone.get_submodule(name),
+            shift_div=shift_div,
+            time_stride=2 if pooled else 1,
+            causal=causal,
+        )
+        replace_module(backbone, name, shifted)
+
+
+def _add_attention(backbone: nn.Module, mode: str, *, time_stride: int) -> None:
+    """Attention over the clip behind every second block of the two middle stages."""
+    for stage in ("layer2", "layer3"):
+        for i in range(0, len(backbone.get_submodule(stage)), 2):  # type: ignore[arg-type]
+            block = backbone.get_submodule(f"{stage}.{i}")
+            attending = NonLocal(block, _out_channels(block), mode=mode, time_stride=time_stride)
+            replace_module(backbone, f"{stage}.{i}", attending)
+
+
+def _out_channels(block: nn.Module) -> int:
+    """Of a ResNet's residual block: those of its last convolution."""
+    last = [module for name, module in block.named_modules() if name.endswith(("conv1", "conv2", "conv3"))]
+    return last[-1].out_channels
