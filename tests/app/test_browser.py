@@ -255,6 +255,61 @@ def test_live_without_a_camera_is_said(address, tmp_path):
     assert problems == []
 
 
+def test_classes_are_taught_by_recording_dropping_and_cutting_and_a_network_comes_of_it(things, tmp_path):
+    folders = ("--videos", tmp_path / "my_videos", "--runs", tmp_path / "runs")
+    with served(things / "tiny.safetensors", *folders) as (address, _), browser(tmp_path) as (page, problems):
+        open_page(page, address)
+        page.click("#tab-teach")
+        for name in ("right", "left"):
+            page.fill("#teach-name", name)
+            page.keyboard.press("Enter")
+            until(page, f"document.querySelector('#teach-classes').textContent.includes('{name}')")
+        page.fill("#teach-name", "../x")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#notice:not([hidden])")
+        assert "'../x' has '/'" in page.text_content("#notice")
+        page.click("#class-record-1")  # classes are in the order of their names
+        shot(page, "teach-recording")
+        until(page, "document.querySelectorAll('#teach-classes img').length === 1")
+        for i in range(3):
+            clip = write_video(tmp_path / f"left{i}.mp4", moving_bar(20, rightwards=False, seed=i))
+            drop(page, clip, "#teach-classes > li:nth-child(1)")
+        page.set_input_files("#class-file-1", things / "clip.mp4")
+        until(page, "document.querySelectorAll('#teach-classes img').length === 5")
+        drop(page, things / "notes.txt", "#teach-classes > li:nth-child(1)")
+        until(page, "/not a video file/.test(document.querySelector('#notice').textContent)")
+        page.click("#teach-cutting summary")
+        page.set_input_files("#cut-file", things / "long.mp4")
+        page.wait_for_selector("#cut-controls:not([hidden])")
+        page.select_option("#cut-class", "left")
+        page.click("#cut-add")
+        until(page, "document.querySelectorAll('#teach-classes img').length === 6")
+        until(page, "/of 6 clips/.test(document.querySelector('#teach-standing').textContent)")
+        page.set_input_files("#teach-ask-file", tmp_path / "left1.mp4")
+        page.wait_for_selector("#teach-told li")
+        assert page.locator("#teach-told .label").first.text_content() == "left"
+        page.click("#clip-out-0-0")
+        until(page, "document.querySelectorAll('#teach-classes img').length === 5")
+        page.click("#teach-put-back")
+        until(page, "document.querySelectorAll('#teach-classes img').length === 6")
+        page.fill("#train-epochs", "3")
+        page.click("#train-start")
+        until(page, "document.querySelector('#train-stop').checkVisibility()")
+        page.close()  # the training goes on
+        page = page.context.new_page()
+        open_page(page, address)
+        page.click("#tab-teach")
+        until(page, "/^done/.test(document.querySelector('#train-state').textContent)", seconds=120)
+        shot(page, "teach")
+        page.click("#train-use")
+        until(page, "document.querySelector('#network').textContent === 'best.safetensors'")
+        page.click("#tab-try")
+        page.set_input_files("#file", things / "clip.mp4")
+        page.wait_for_selector("#bars li")
+        assert sorted(label for label, _ in bars(page)) == ["left", "right"]
+    assert problems == []
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark"), (1280, "dark")])
 def test_nothing_overflows_small_or_large_dark_or_light(things, address, tmp_path, width, scheme):
     with browser(tmp_path, width=width, scheme=scheme) as (page, problems):

@@ -18,10 +18,8 @@ pytest.importorskip("httpx2", reason="needs httpx2, for Starlette's test client"
 
 import numpy as np
 from starlette.testclient import TestClient
+from tab import HERE, page_of
 
-from frameflex.app.page import make_page
-
-HERE = "http://127.0.0.1:8010"
 START = {"type": "start", "frames": 4, "rate": 12, "threshold": 0.5, "min_seconds": 0, "nothing": "nothing"}
 
 
@@ -48,7 +46,7 @@ def kind(request):
 @pytest.fixture(scope="module")
 def client(things, kind):
     recognizer = Recognizer.from_checkpoint(things / f"{kind}.safetensors", device="cpu")
-    page = make_page(recognizer, name=kind, sources=[str(things / "film.mp4")])
+    page = page_of(recognizer, things, sources=[str(things / "film.mp4")])
     with TestClient(page, base_url=HERE) as client:
         yield client
 

@@ -15,43 +15,9 @@ pytest.importorskip("httpx2", reason="needs httpx2, for Starlette's test client"
 
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
+from tab import HERE, Tab, page_of
 
-from frameflex.app.page import PAGE_LIMITS, STATIC, make_page
-
-HERE = "http://127.0.0.1:8010"
-PIECE = 5000
-
-
-class Tab:
-    """What a tab sends and gets."""
-
-    def __init__(self, client):
-        self._socket = client.websocket_connect("/talk", headers={"origin": HERE, "host": "127.0.0.1:8010"})
-
-    def __enter__(self):
-        self.socket = self._socket.__enter__()
-        self.hello = self.socket.receive_json()
-        return self
-
-    def __exit__(self, *error):
-        self._socket.__exit__(*error)
-
-    def ask(self, **message):
-        self.socket.send_text(json.dumps(message))
-
-    def get(self, *types):
-        """The next message of these types; others are left out, but an error is one."""
-        while True:
-            message = self.socket.receive_json()
-            if message["type"] in types:
-                return message
-            assert message["type"] != "error", message
-
-    def upload(self, data, *, video=1, **more):
-        self.ask(type="upload", video=video)
-        for start in range(0, len(data), PIECE):
-            self.socket.send_bytes(data[start : start + PIECE])
-        self.ask(type="uploaded", video=video, **more)
+from frameflex.app.page import PAGE_LIMITS, STATIC
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +33,7 @@ def things(tmp_path_factory):
 @pytest.fixture(scope="module")
 def client(things):
     recognizer = Recognizer.from_checkpoint(things / "tiny.safetensors", device="cpu")
-    with TestClient(make_page(recognizer, name="tiny"), base_url=HERE) as client:
+    with TestClient(page_of(recognizer, things), base_url=HERE) as client:
         yield client
 
 
@@ -191,11 +157,11 @@ def test_a_file_beyond_the_limit_is_refused_and_leaves_nothing(things, tmp_path,
     monkeypatch.setattr("frameflex.app.page.PAGE_LIMITS", replace(PAGE_LIMITS, max_bytes=300_000))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     recognizer = Recognizer.from_checkpoint(things / "tiny.safetensors", device="cpu")
-    with TestClient(make_page(recognizer, name="tiny"), base_url=HERE) as client:
+    with TestClient(page_of(recognizer, things), base_url=HERE) as client:
         with Tab(client) as tab:
             assert tab.hello["max_bytes"] == 300_000
             tab.upload(bytes(400_000))
-            assert "too large" in tab.socket.receive_json()["text"]
+            assert "which is the limit" in tab.socket.receive_json()["text"]
             assert list(tmp_path.rglob("upload-*")) == []
         with Tab(client) as tab, Tab(client) as other:  # two tabs, each with a video of its own
             for one, frames in ((tab, 2), (other, 3)):
@@ -244,7 +210,13 @@ def test_a_network_of_several_labels_answers_with_one_probability_each(things, t
 
     checkpoint = replace(load_checkpoint(things / "tiny.safetensors"), multi_label=True)
     recognizer = Recognizer(checkpoint, device="cpu")
-    with TestClient(make_page(recognizer, name="tiny"), base_url=HERE) as client, Tab(client) as tab:
+    with (
+        TestClient(
+            page_of(recognizer, things),
+            base_url=HERE,
+        ) as client,
+        Tab(client) as tab,
+    ):
         tab.upload((things / "clip.mp4").read_bytes())
         answer = {one["label"]: one["probability"] for one in tab.get("look")["predictions"]}
     expected = torch.sigmoid(recognizer.logits(things / "clip.mp4"))

@@ -141,6 +141,15 @@ class Answers:
         """The ``top`` classes, best first."""
         return self.recognizer.best(probabilities, top)
 
+    async def change(self, recognizer: Recognizer) -> None:
+        """Take another network, between two batches."""
+
+        def change() -> None:
+            self.recognizer = self.batcher.recognizer = recognizer
+            self._gflops.clear()
+
+        await self.do(change)
+
     def close(self) -> None:
         """End threads and processes."""
         self.batcher.close()

@@ -246,3 +246,53 @@ class _Opened:
 
 
 _opened = _Opened()
+
+
+@dataclass(frozen=True)
+class SaveClip:
+    """Task: write a stretch of a video as an MP4 that every player and `frameflex train` read.
+
+    Attributes:
+        path: of the file.
+        target: of the new one.
+        limits: of the file.
+        start_seconds: from where.
+        end_seconds: up to where; None for the end.
+        max_seconds: of the stretch.
+    """
+
+    path: str
+    target: str
+    limits: Limits
+    start_seconds: float = 0.0
+    end_seconds: float | None = None
+    max_seconds: float = 60.0
+
+    def run(self) -> int:
+        """How many frames there are."""
+        from frameflex.deploy.long_videos.drawing import VideoWriter
+
+        with open_video(self.path, limits=self.limits) as reader:
+            end = reader.duration if self.end_seconds is None else self.end_seconds
+            times = reader.timestamps
+            chosen = [i for i, seconds in enumerate(times) if self.start_seconds <= seconds < end]
+            if not chosen:
+                raise VideoError(
+                    f"video {self.path}: no frame from {self.start_seconds:.1f} to {end:.1f} s; it lasts "
+                    f"{reader.duration:.1f} s"
+                )
+            seconds = times[chosen[-1]] - times[chosen[0]]
+            if seconds > self.max_seconds:
+                raise VideoError(
+                    f"video {self.path}: the clip would last {seconds:.1f} s; expected at most "
+                    f"{self.max_seconds:g} s. Cut it shorter"
+                )
+            with VideoWriter(self.target, fps=reader.fps) as writer:
+                for first in range(0, len(chosen), _AT_ONCE):
+                    some = chosen[first : first + _AT_ONCE]
+                    for i, frame in zip(some, reader.frames(some), strict=True):
+                        writer.write(frame, times[i] - times[chosen[0]])
+                return writer.num_frames
+
+
+_AT_ONCE = 8  # frames in memory

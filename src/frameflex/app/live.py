@@ -19,6 +19,7 @@ from frameflex.app.pictures import jpeg_address
 from frameflex.app.talking import Handler, Talk, number_of, whole_number_of
 from frameflex.deploy.live.sources import LiveSource, Notice
 from frameflex.deploy.live.streaming import StreamingRecognizer, StreamPrediction
+from frameflex.deploy.recognizer import best_of
 from frameflex.video import VideoError
 
 _TOP = 5
@@ -126,6 +127,7 @@ class Watching:
         self, recognizer: StreamingRecognizer, picture: np.ndarray | Tensor, seconds: float
     ) -> dict[str, Any]:
         answers = self._answers()
+        names = recognizer.checkpoint.class_names  # the page may have another network by now
 
         def push() -> tuple[StreamPrediction | None, float]:
             start = time.perf_counter()
@@ -139,7 +141,7 @@ class Watching:
         event = prediction.event
         return {
             **said,
-            "predictions": [vars(one) for one in answers.recognizer.best(prediction.probabilities, _TOP)],
+            "predictions": [vars(one) for one in best_of(prediction.probabilities, names, _TOP)],
             "event": None if event is None else asdict(event),
             "ended": [asdict(one) for one in prediction.ended],
             "num_seen": prediction.num_seen,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,32 +19,80 @@ from starlette.websockets import WebSocket
 from frameflex.addresses import without_secrets
 from frameflex.app.answers import Answers, UploadLimits
 from frameflex.app.guarding import Guard
+from frameflex.app.lessons import Lessons
 from frameflex.app.live import Watching, shift_of
-from frameflex.app.talking import Talk
+from frameflex.app.talking import TabClosed, Talk
+from frameflex.app.teaching import Class, Teaching
+from frameflex.app.training import Training
 from frameflex.app.trying import Trying
+from frameflex.app.uploads import Receiver
 from frameflex.deploy.recognizer import Recognizer
+from frameflex.export.running import ExportedModel
 
+_REPORT_SECONDS = 1.0  # between two looks at a training
 STATIC = Path(__file__).parent / "static"
 PAGE_LIMITS = UploadLimits(
     max_bytes=2 * 2**30, max_video_seconds=None, max_pixels=8192 * 4320, max_frames=32, timeout_seconds=120.0
 )
 
 
-@dataclass
+@dataclass(frozen=True)
+class Folders:
+    """What the page may read and write, and nothing beside it.
+
+    Attributes:
+        lessons: a folder for each class that is taught.
+        runs: where trainings write.
+    """
+
+    lessons: Path
+    runs: Path
+
+
 class Page:
     """What all tabs share.
 
-    Attributes:
-        name: of the network, for people.
-        answers: of the network.
+    Args:
+        recognizer: whose network answers.
+        name: where the network is, for people, and for trainings that start from it.
         sources: of live pictures, beside the browser's camera.
-        folder: for uploads; deleted at the end.
+        folders: of what is taught.
+        num_processes: that decode.
     """
 
-    name: str
-    answers: Answers
-    sources: Sequence[str] = ()
-    folder: Path = Path()
+    def __init__(
+        self, recognizer: Recognizer, name: str, sources: Sequence[str], folders: Folders, num_processes: int
+    ) -> None:
+        self.name, self.sources = name, sources
+        self.answers = Answers(recognizer, limits=PAGE_LIMITS, num_processes=num_processes)
+        self.shared = Class(
+            Lessons(folders.lessons), Training(folders.lessons, folders.runs), self.use, self.tell_all
+        )
+        self._uploads = Path()
+        self._talks: set[Talk] = set()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        with tempfile.TemporaryDirectory(prefix="frameflex-") as folder:
+            self._uploads = Path(folder)
+            self.answers.start()
+            reporting = asyncio.create_task(self._report())
+            try:
+                yield
+            finally:
+                reporting.cancel()
+                await asyncio.to_thread(self.shared.training.close)
+                self.answers.close()
+
+    async def _report(self) -> None:
+        """Say how a training goes, while it does."""
+        told = False
+        while True:
+            await asyncio.sleep(_REPORT_SECONDS)
+            running = self.shared.training.running
+            if running or told:
+                await self.tell_all(await asyncio.to_thread(self.shared.training.report))
+            told = running  # once more after its end
 
     def hello(self) -> dict[str, Any]:
         """What a tab has to know."""
@@ -59,12 +108,50 @@ class Page:
             "sources": [without_secrets(source) for source in self.sources],
         }
 
+    async def tell_all(self, message: Mapping[str, Any]) -> None:
+        """Say something to every tab; one that is being closed misses it."""
+        for talk in list(self._talks):
+            with contextlib.suppress(TabClosed):
+                await talk.send(message)
+
+    async def use(self, path: Path) -> None:
+        """Take another network, in all tabs."""
+        device = self.answers.recognizer.device
+        recognizer = await asyncio.to_thread(Recognizer.from_checkpoint, path, device=device)
+        await self.answers.change(recognizer)
+        self.name = str(path)
+        await self.tell_all(self.hello())
+
+    def starting_options(self) -> list[str]:
+        """Of ``frameflex train``, to start from the network of now."""
+        checkpoint = self.answers.recognizer.checkpoint
+        if isinstance(checkpoint.model, ExportedModel):
+            return []  # from ImageNet's weights: a graph can't be trained
+        options = ["--model.init", self.name]
+        if checkpoint.model.frame_counts:
+            options += ["--method", "ffn", "--clip.frame_counts", str(list(checkpoint.frame_counts))]
+        return options
+
     async def talk(self, socket: WebSocket) -> None:
         """A tab, from its opening to its closing."""
-        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+        with tempfile.TemporaryDirectory(dir=self._uploads) as folder:
             talk = Talk(socket, hello=self.hello)
-            trying = Trying(talk, lambda: self.answers, Path(folder))
-            await talk.run(trying.handlers(), on_bytes=trying.add_bytes, on_close=trying.close)
+            receiver = Receiver(Path(folder), max_bytes=lambda: self.answers.limits.max_bytes)
+            trying = Trying(talk, lambda: self.answers, receiver)
+            teaching = Teaching(talk, lambda: self.answers, self.shared, receiver, self.starting_options)
+
+            async def begin_upload(message: dict[str, Any]) -> None:
+                receiver.begin()
+
+            def close() -> None:
+                self._talks.discard(talk)
+                receiver.close()
+                trying.close()
+                teaching.close()
+
+            self._talks.add(talk)
+            handlers = {"upload": begin_upload, **trying.handlers(), **teaching.handlers()}
+            await talk.run(handlers, on_bytes=receiver.add, on_close=close)
 
     async def live(self, socket: WebSocket) -> None:
         """A tab that watches."""
@@ -74,27 +161,15 @@ class Page:
 
 
 def make_page(
-    recognizer: Recognizer, *, name: str, sources: Sequence[str] = (), num_processes: int = 2
+    recognizer: Recognizer,
+    *,
+    name: str,
+    folders: Folders,
+    sources: Sequence[str] = (),
+    num_processes: int = 2,
 ) -> Guard:
-    """The ASGI application of ``frameflex app``.
-
-    Args:
-        recognizer: whose network answers.
-        name: of the network, for people.
-        sources: of live pictures, beside the browser's camera.
-        num_processes: that decode.
-    """
-    page = Page(name, Answers(recognizer, limits=PAGE_LIMITS, num_processes=num_processes), sources)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        with tempfile.TemporaryDirectory(prefix="frameflex-") as folder:
-            page.folder = Path(folder)
-            page.answers.start()
-            try:
-                yield
-            finally:
-                page.answers.close()
+    """The ASGI application of ``frameflex app``; arguments as for `Page`."""
+    page = Page(recognizer, name, sources, folders, num_processes)
 
     async def index(request: Any) -> FileResponse:
         return FileResponse(STATIC / "index.html")
@@ -106,6 +181,6 @@ def make_page(
             WebSocketRoute("/live", page.live),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
-        lifespan=lifespan,
+        lifespan=page.lifespan,
     )
     return Guard(app, local_only=True)

@@ -22,6 +22,10 @@ Handler = Callable[[dict[str, Any]], Awaitable[None]]
 TOLD = (Refused, VideoError, ValueError, FileNotFoundError)
 
 
+class TabClosed(asyncio.CancelledError):
+    """Nobody listens any more; what was begun for the tab ends."""
+
+
 class Talk:
     """One tab's messages: JSON objects with a ``type``, and bytes.
 
@@ -41,7 +45,7 @@ class Talk:
             try:
                 await self._socket.send_text(to_json(message))
             except (WebSocketDisconnect, RuntimeError):  # Starlette's of a socket that is closed
-                raise asyncio.CancelledError from None
+                raise TabClosed from None
 
     async def run(
         self,
@@ -101,6 +105,7 @@ class Talk:
 
     async def _told(self, work: Awaitable[None], asked: Mapping[str, Any]) -> None:
         error: dict[str, Any] = {"type": "error", "about": asked.get("type"), "video": asked.get("video")}
+        error["name"] = asked.get("name")  # of the file that it is about
         try:
             await work
         except TOLD as told:

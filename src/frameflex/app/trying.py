@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +15,10 @@ from frameflex.app.decoding import Ended, NextWindow, OpenWindows, answer_of
 from frameflex.app.explaining import explain
 from frameflex.app.pictures import strip
 from frameflex.app.talking import Handler, Talk, number_of, whole_number_of
-from frameflex.app.uploads import Refused, Upload
+from frameflex.app.uploads import Receiver, Upload
 from frameflex.deploy.decoded import Decoded
 from frameflex.deploy.long_videos.events import EventDetector, Segment, detect_events, merge_windows
+from frameflex.deploy.recognizer import Recognizer
 from frameflex.video import Limits
 
 TOP = 5
@@ -33,7 +33,7 @@ class _Video:
 
     number: int
     upload: Upload
-    answers: Answers | None = None  # whose rule chose the frames
+    network: Recognizer | None = None  # whose rule chose the frames
     decoded: list[Decoded] = field(default_factory=list)
 
 
@@ -43,13 +43,11 @@ class Trying:
     Args:
         talk: with the tab.
         answers: those of the network of now.
-        folder: for the tab's uploads.
+        receiver: of the tab's files.
     """
 
-    def __init__(self, talk: Talk, answers: Callable[[], Answers], folder: Path) -> None:
-        self._talk, self._answers, self._folder = talk, answers, folder
-        self._upload: Upload | None = None
-        self._refused = False
+    def __init__(self, talk: Talk, answers: Callable[[], Answers], receiver: Receiver) -> None:
+        self._talk, self._answers, self._receiver = talk, answers, receiver
         self._video: _Video | None = None
         self._following: list[asyncio.Task[None]] = []
         self._explaining: asyncio.Task[None] | None = None
@@ -58,7 +56,6 @@ class Trying:
     def handlers(self) -> dict[str, Handler]:
         """By the type of message."""
         return {
-            "upload": self.begin_upload,
             "uploaded": self.end_upload,
             "look": self.look,
             "curve": self.curve,
@@ -69,39 +66,14 @@ class Trying:
     def close(self) -> None:
         """The tab is gone."""
         self._forget()
-        if self._upload is not None:
-            self._upload.delete()
 
     # A file
 
-    async def begin_upload(self, message: dict[str, Any]) -> None:
-        """The bytes that follow are those of a file."""
-        if self._upload is not None:
-            self._upload.delete()
-        self._forget()
-        self._refused = False
-        self._upload = Upload(self._folder, max_bytes=self._answers().limits.max_bytes)
-
-    def add_bytes(self, data: bytes) -> None:
-        """A piece of the file; what comes after one too many is thrown away."""
-        if self._upload is None or self._refused:
-            return
-        try:
-            self._upload.write(data)
-        except Refused:
-            self._refused = True
-
     async def end_upload(self, message: dict[str, Any]) -> None:
         """The file is whole: answer at the usual T."""
-        upload, self._upload = self._upload, None
-        if upload is None:
-            raise ValueError("no file was sent")
-        upload.close()
-        number = whole_number_of(message, "video", 0, 2**31)
-        if self._refused or not upload.num_bytes:
-            upload.delete()
-            raise Refused(413, "the file is too large" if self._refused else "the file is empty")
-        self._video = _Video(number, upload)
+        self._forget()
+        upload = self._receiver.end()
+        self._video = _Video(whole_number_of(message, "video", 0, 2**31), upload)
         await self.look({**message, "frames": message.get("frames") or self._usual()})
 
     def _usual(self) -> int:
@@ -127,15 +99,16 @@ class Trying:
     async def decoded(self, video: _Video, counts: list[int]) -> Decoded:
         """Its frames at these counts, decoded once."""
         answers = self._answers()
-        if video.answers is not answers:
-            video.answers, video.decoded = answers, []
+        network = answers.recognizer
+        if video.network is not network:
+            video.network, video.decoded = network, []
         for one in video.decoded:
             if set(counts) <= one.views.keys():
                 return one
         decoded = await answers.decode(video.upload.path, counts, any_length=True)
         if len(counts) > 1:
             video.decoded.clear()  # each of them is in this one
-        if video.answers is answers:
+        if video.network is network:
             video.decoded.append(decoded)
         return decoded
 

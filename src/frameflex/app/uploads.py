@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 
@@ -53,6 +53,58 @@ class Upload:
         """Let go of the file; any number of times."""
         self._file.close()
         self.path.unlink(missing_ok=True)
+
+
+class Receiver:
+    """The files of one tab, one after the other.
+
+    Args:
+        folder: where they are written.
+        max_bytes: one may have.
+    """
+
+    def __init__(self, folder: Path, *, max_bytes: Callable[[], int]) -> None:
+        self._folder, self._max_bytes = folder, max_bytes
+        self._upload: Upload | None = None
+        self._refused: Refused | None = None
+
+    def begin(self) -> None:
+        """The bytes that follow are those of a file; one that was not finished is forgotten."""
+        self.close()
+        self._upload = Upload(self._folder, max_bytes=self._max_bytes())
+
+    def add(self, data: bytes) -> None:
+        """A piece; what comes after one too many is thrown away."""
+        if self._upload is None or self._refused is not None:
+            return
+        try:
+            self._upload.write(data)
+        except Refused as refused:
+            self._refused = refused
+
+    def end(self) -> Upload:
+        """The file, whole; who asks for it deletes it.
+
+        Raises:
+            Refused: if it is too large, empty, or there is none.
+        """
+        upload, self._upload = self._upload, None
+        refused, self._refused = self._refused, None
+        if upload is None:
+            raise Refused(400, "no file was sent")
+        upload.close()
+        if refused is None and not upload.num_bytes:
+            refused = Refused(400, "the file is empty")
+        if refused is not None:
+            upload.delete()
+            raise refused
+        return upload
+
+    def close(self) -> None:
+        """Forget what was not finished."""
+        if self._upload is not None:
+            self._upload.delete()
+        self._upload = self._refused = None
 
 
 def too_large(max_bytes: int) -> Refused:

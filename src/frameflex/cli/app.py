@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import webbrowser
+from pathlib import Path
 from typing import Any
 
 from frameflex.cli.options import add_device_option, parser_of, positive
@@ -15,14 +16,20 @@ def run(argv: list[str], console: Any) -> int:
     from frameflex.app.running import needed, run_server
 
     needed()
-    from frameflex.app.page import make_page
+    from frameflex.app.page import Folders, make_page
     from frameflex.deploy.live.sources import LiveSource
     from frameflex.deploy.recognizer import load
 
     for source in args.source:
         LiveSource(source)  # says early what can't work
     recognizer = load(args.checkpoint, device=args.device)
-    app = make_page(recognizer, name=args.checkpoint, sources=args.source, num_processes=args.workers)
+    app = make_page(
+        recognizer,
+        name=args.checkpoint,
+        folders=Folders(args.videos, args.runs),
+        sources=args.source,
+        num_processes=args.workers,
+    )
 
     def tell(address: str) -> None:
         console.print(f"the page is at {address}; Ctrl-C ends it", markup=False, soft_wrap=True)
@@ -51,6 +58,16 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="SOURCE",
         help="a file, an address (rtsp://...) or a camera's number to watch in Live; may be given several times",
+    )
+    parser.add_argument(
+        "--videos",
+        type=Path,
+        default=Path("my_videos"),
+        metavar="FOLDER",
+        help="a folder for each class that is taught in Teach (default: my_videos)",
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="for trainings (default: runs)"
     )
     parser.add_argument("--port", type=port, default=8010, help="0 takes a free one (default: 8010)")
     parser.add_argument("--no-browser", action="store_true", help="print the page's address alone")

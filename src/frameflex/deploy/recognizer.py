@@ -309,14 +309,7 @@ class Recognizer:
 
     def best(self, probabilities: Tensor, top: int) -> list[Prediction]:
         """The ``top`` likeliest classes of ``(K,)``, or as many as there are, best first."""
-        if top < 1:
-            raise ValueError(f"top is {top}; expected at least 1")
-        best = probabilities.topk(min(top, len(probabilities)))
-        names = self.checkpoint.class_names
-        return [
-            Prediction(names[index], index, probability)
-            for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        return best_of(probabilities, self.checkpoint.class_names, top)
 
     def probabilities(self, clips: Tensor) -> Tensor:
         """Probabilities ``(B, K)`` of clips ``(B, V, 3, T, h, w)``, on the CPU."""
@@ -380,6 +373,17 @@ class Recognizer:
 
     def _answers(self, logits: Tensor, top: int) -> list[Prediction]:
         return self.best(self._probabilities(logits), top)
+
+
+def best_of(probabilities: Tensor, names: Sequence[str], top: int) -> list[Prediction]:
+    """The ``top`` likeliest classes of ``(K,)``, or as many as there are, best first."""
+    if top < 1:
+        raise ValueError(f"top is {top}; expected at least 1")
+    best = probabilities.topk(min(top, len(probabilities)))
+    return [
+        Prediction(names[index], index, probability)
+        for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
 
 
 def precision_of(model: nn.Module, precision: str | None, device: torch.device) -> str:

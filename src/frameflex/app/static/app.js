@@ -4,6 +4,8 @@ import { setUpClip } from "./clip.js";
 import { $ } from "./dom.js";
 import { setUpLive, stop as stopLive } from "./live.js";
 import { connect, on } from "./talk.js";
+import { drawCurve as drawTraining, setUpTrain } from "./train.js";
+import { openTeach, setUpTeach, stopCamera } from "./teach.js";
 import { setUpTimeline } from "./timeline.js";
 import { drawCurve, setUpTry } from "./try.js";
 import { askWhy, setUpWhy } from "./why.js";
@@ -25,6 +27,7 @@ function openRoom(room, { focus = false } = {}) {
     $(`room-${name}`).hidden = !chosen;
   }
   if (room !== "live") stopLive();
+  if (room !== "teach") stopCamera();
   const withClip = room === "try" || room === "why";
   $("stage").hidden = !withClip;
   document.body.dataset.room = room;
@@ -44,13 +47,16 @@ on("hello", (message) => {
   $("network").textContent = message.network.split("/").pop();
   $("network").title = message.network;
 });
-window.addEventListener("resize", () => openers.get(open)?.());
+window.addEventListener("resize", () => ({ try: drawCurve, teach: drawTraining })[open]?.());
 setUpClip(() => open === "try" || open === "why");
 setUpTry();
 setUpTimeline();
 setUpLive();
+setUpTeach(() => open === "teach");
+setUpTrain();
 setUpWhy(() => open === "why");
 onOpen("try", drawCurve);
 onOpen("why", askWhy);
+onOpen("teach", openTeach);
 openRoom("try");
 connect();

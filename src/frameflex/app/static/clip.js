@@ -36,8 +36,7 @@ export function load(file) {
 function upload() {
   const number = clip.number;
   sendFile(clip.file, {
-    video: number,
-    frames: Number($("frames").value) || null,
+    then: { type: "uploaded", video: number, frames: Number($("frames").value) || null },
     wanted: () => clip.number === number,
     onProgress: (share) => {
       const big = clip.file.size > 2 ** 24;
@@ -150,7 +149,8 @@ export function setUpClip(isOpen) {
     $("clip-facts").textContent = `${clip.file.name}: ${message.seconds.toFixed(1)} s, ${frames}, ${width} × ${height}`;
   });
   on("error", (message) => {
-    if (message.video !== clip.number && message.about !== "talk") return;
+    const ours = message.about !== null && message.video === clip.number;
+    if (!ours && message.about !== "talk") return;
     complain(message.text.replace(/^the (video|file)(?=:? )/, clip.file ? clip.file.name : "the $1"));
     if (clip.file && !clip.facts && message.about === "uploaded") {
       clip.file = null;

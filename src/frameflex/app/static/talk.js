@@ -35,10 +35,18 @@ export function send(message) {
   return true;
 }
 
-/** Send a file in pieces, for as long as it is wanted. */
-export async function sendFile(file, { video, wanted, onProgress, ...more }) {
+let sending = Promise.resolve();
+
+/** Send a file in pieces, for as long as it is wanted, after those before it; then the message that says what for. */
+export function sendFile(file, { wanted, onProgress, then }) {
+  const mine = sending.then(() => pieces(file, wanted, onProgress, then));
+  sending = mine.catch(() => {});
+  return mine;
+}
+
+async function pieces(file, wanted, onProgress, then) {
   const through = socket;
-  if (!send({ type: "upload", video })) return;
+  if (!wanted() || !send({ type: "upload" })) return;
   for (let start = 0; start < file.size; start += PIECE) {
     const piece = await file.slice(start, start + PIECE).arrayBuffer();
     while (through.bufferedAmount > MOST_WAITING) await new Promise((go) => setTimeout(go, 20));
@@ -46,5 +54,5 @@ export async function sendFile(file, { video, wanted, onProgress, ...more }) {
     through.send(piece);
     onProgress?.(Math.min(1, (start + PIECE) / file.size));
   }
-  send({ type: "uploaded", video, ...more });
+  send(then);
 }
