@@ -94,8 +94,10 @@ def reverse_directions(
     "closing a door"), all of them exchanged: what pushes from left to right, backwards, pulls from right to left.
     Spellings make no more difference than in `exchange_directions`. It is careful: a class without an opposite
     in the list, or with two, is never played backwards, though some look the same; nor is one whose name says
-    that something is not done, only pretended, or doesn't come back (pouring, throwing, breaking); nor postures
-    ("thumb up") and the hand or side that does it ("raising the left hand").
+    that something is not done, only pretended, done in an order ("up then down", "up and down"), or doesn't come back
+    (pouring, throwing, breaking); nor postures and states ("thumb up", "lamp on", "closed door") and the hand or side
+    that does it ("raising the left hand"). Words of direction count with verbs whose movement backwards is the same
+    the other way ("swiping left"; not "serving left"), or by themselves ("left").
 
     Args:
         class_names: of the list.
@@ -244,8 +246,9 @@ _OPPOSITE_VERBS = """
     open close, open shut, push pull, put take, put remove, put pick, rise fall, raise lower, lift lower,
     enter leave, enter exit, sit stand, fold unfold, attach detach, connect disconnect, cover uncover, lock unlock,
     wrap unwrap, zip unzip, button unbutton, plug unplug, pack unpack, load unload, screw unscrew, tie untie,
-    stack unstack, insert remove, assemble disassemble, extend retract, expand contract, inflate deflate,
-    ascend descend
+    stack unstack, insert remove, assemble disassemble, extend retract, expand contract, expand shrink, grow shrink,
+    inflate deflate, ascend descend, grab release, grasp release, appear disappear, tighten loosen, bend straighten,
+    increase decrease, clench unclench, mount dismount, hook unhook, buckle unbuckle, wind unwind, dress undress
 """.upper()
 _OPPOSITE_PARTICLES = """
     LEFT RIGHT, CLOCKWISE COUNTERCLOCKWISE, UP DOWN, FORWARD BACKWARD, IN OUT, INTO OUT_OF, IN OUT_OF, INTO OUT,
@@ -271,17 +274,20 @@ def _forms(verbs: str) -> dict[str, str]:
 
 
 _VERBS = {
-    form: verb.upper() for form, verb in _forms(_OPPOSITE_VERBS.replace(",", " ").lower()).items()
+    form: verb.upper()
+    for form, verb in _forms(_OPPOSITE_VERBS.replace(",", " ").lower()).items()
+    if not form.endswith("ed")  # "closed" may be how a door is
 } | dict.fromkeys(("move", "moves", "moving"), "move")
 _PHRASES = [  # longer ones first
     (r"upside down", "upsidedown"),
+    (r"in front", "infront"),
     (r"approach(?:es|ing)?(?: to)?", "move TOWARDS"),
     (r"out of", "OUT_OF"),
     (r"off of", "OFF"),
     (r"away(?: from)?", "AWAY"),
     (r"(?:close|closer|near|nearer) to|towards?", "TOWARDS"),
-    (r"up(?:wards?|stairs)?", "UP"),
-    (r"down(?:wards?|stairs)?", "DOWN"),
+    (r"up(?:wards?)?", "UP"),
+    (r"down(?:wards?)?", "DOWN"),
     (r"forwards?", "FORWARD"),
     (r"backwards?", "BACKWARD"),
     (r"in(?:wards?)?", "IN"),
@@ -305,7 +311,8 @@ _NOT_DONE = {
     "until",
     "without",
 }
-_NOT_DONE |= {*_forms("attempt fail pretend try"), "tries", "unsuccessfully"}
+_NOT_DONE |= {*_forms("attempt fail let pretend try"), "tries", "unsuccessfully"}
+_NOT_DONE |= {"then", "before", "after"}  # or in an order, which backwards is another one
 # Backwards it is against gravity, or what is broken becomes whole:
 _NO_WAY_BACK = _forms(
     "bite blow bounce break burn chew chop crush cut dive drink drop eat explode hit hop hurl jab jump kick leap "
@@ -316,6 +323,18 @@ _POSTURES = _forms("face hold keep lean lie look palm point pose show sign stay 
 # Who goes somewhere is seen to go there backwards, which only "forward" and "backward" tell:
 _GOING = _forms("crawl cycle dance drive jog march ride run skate ski sprint swim walk")
 _OFF_IS_NO_FALL = _forms("climb get put step switch take turn")
+# Verbs that run backwards as the same movement the other way. With others, left and right, up and down and so on
+# may be places, postures or movements of one way: "person left", "hand up", "serve left". By themselves they count.
+_MOVING = _VERBS.keys() | _forms(
+    "approach bring carry circle climb drag flip gesture go motion move movement pan pinch roll rotate scroll shift "
+    "slide spin step sweep swipe switch tilt turn twist zoom"
+)
+_WAYS = frozenset(_OPPOSITE_PARTICLES.replace(",", " ").split()) - {"CLOCKWISE", "COUNTERCLOCKWISE"}
+_WHICH_SIDE = (
+    rf"\b(?:LEFT|RIGHT)(?= (?:{_BODY.replace(' ', '|')})\b)",
+    r"\b(?:at|on)(?: the)? (?:LEFT|RIGHT)\b",
+    r"\bfrom(?: the)? (?:LEFT|RIGHT)\b(?!.*\bto\b)",
+)
 
 
 def _words_and_opposites(name: str) -> tuple[str, ...]:
@@ -324,23 +343,49 @@ def _words_and_opposites(name: str) -> tuple[str, ...]:
     if any(word in _NOT_DONE or word in _NO_WAY_BACK or word in _POSTURES for word in words):
         return ()
     text = " ".join(words)
-    text = re.sub(
-        rf"\b(LEFT|RIGHT)(?= (?:{_BODY.replace(' ', '|')})\b)", lambda found: found[1].lower(), text
-    )
+    for pattern in _WHICH_SIDE:
+        text = re.sub(pattern, lambda found: found[0].lower().replace("on ", "at "), text)
     for pattern, token in _PHRASES:
         text = re.sub(rf"\b{pattern}\b", token or (lambda found: found[0].upper()), text)
     key = [_VERBS.get(word, word) for word in text.split()]
-    if _has(key, "DETACH DISCONNECT REMOVE TAKE UNPLUG"):
-        key = ["FROM" if word == "from" else word for word in key]
-    elif _has(key, "ATTACH CONNECT"):
-        key = ["TO" if word == "to" else word for word in key]
+    for i, word in enumerate(key):
+        after = next((other for other in key[i + 1 :] if other != "the"), "")
+        if word in ("to", "from") and after not in _HAVE_OPPOSITES:  # "to the wall", and not "to the left"
+            key[i] = word.upper()
     if _has(key, "COVER") and "with" in key:  # what is uncovered loses what it was covered with
         key = key[: key.index("with")]
+    return tuple(key) if _runs_backwards(words, key) else ()
+
+
+def _runs_backwards(words: Sequence[str], key: Sequence[str]) -> bool:
+    """Whether what has an opposite in a name is a movement, and backwards the one that the opposite says."""
     exchanged = _HAVE_OPPOSITES.intersection(key)
-    sitting = _has(key, "SIT STAND") and not (_has(key, "UP DOWN") or {"SIT", "STAND"} <= exchanged)
-    falling = _has(key, "OFF") and not any(word in _OFF_IS_NO_FALL for word in words)
-    going = any(word in _GOING for word in words) and not exchanged <= {"FORWARD", "BACKWARD"}
-    return () if not exchanged or sitting or falling or going else tuple(key)
+    if not exchanged or _goes_both_ways(key):
+        return False
+    if not {"SIT", "STAND"} <= exchanged and (
+        ("SIT" in exchanged and "DOWN" not in exchanged) or ("STAND" in exchanged and "UP" not in exchanged)
+    ):
+        return False
+    if "OFF" in exchanged and _OFF_IS_NO_FALL.keys().isdisjoint(words):
+        return False
+    along = exchanged <= {"FORWARD", "BACKWARD"}
+    if not along and not _GOING.keys().isdisjoint(words):
+        return False
+    moving = _MOVING | _GOING.keys() if along else _MOVING
+    if exchanged.isdisjoint(("UP", "DOWN")):
+        moving = moving | _forms("get").keys()
+    alone = all(word in exchanged or word.isdigit() or word in ("to", "the", "from") for word in key)
+    return exchanged.isdisjoint(_WAYS) or alone or not moving.isdisjoint(words)
+
+
+def _goes_both_ways(key: Sequence[str]) -> bool:
+    """Whether a name has two opposites, as "up and down" has; "left to right" is one movement."""
+    for i, first in enumerate(key):
+        for j in range(i + 1, len(key)):
+            joined = {"to"} <= set(key[i + 1 : j]) <= {"to", "the"}
+            if frozenset((first, key[j])) in _REVERSED and not joined:
+                return True
+    return False
 
 
 def _has(key: Sequence[str], words: str) -> bool:

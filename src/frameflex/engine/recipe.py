@@ -16,6 +16,11 @@ MOST_COMPILED = (
     4  # torch gives up on a function after 8 graphs, and a batch of one video takes one of its own
 )
 
+NAMES_EXPECTED = (
+    "expected names of classes, or null on the right. Put quotes around names that YAML takes for something else, "
+    "such as 'on' and '1'"
+)
+
 
 class RecipeError(ValueError):
     """A recipe that can't be run; the message names the key."""
@@ -292,10 +297,7 @@ class Recipe:
                 f"data.validation_fraction is {self.data.validation_fraction}; expected above 0 and below 1"
             )
         self._check_folds()
-        if self.data.multi_label and (self.clip.reverse or self.data.reversed):
-            raise RecipeError(
-                "clip.reverse and data.reversed don't go with data.multi_label; leave out one or the other"
-            )
+        self._check_reversal()
         if not self.training.learning_rate > 0:
             raise RecipeError(f"training.learning_rate is {self.training.learning_rate}; expected above 0")
         if not 0 <= self.training.first_phase < 1:
@@ -344,6 +346,15 @@ class Recipe:
         ):
             if given:
                 raise RecipeError(f"data.folds doesn't go with {what}; leave out one of them")
+
+    def _check_reversal(self) -> None:
+        for name, other in self.data.reversed.items():
+            if not isinstance(name, str) or not isinstance(other, str | None):
+                raise RecipeError(f"data.reversed holds {name!r}: {other!r}; {NAMES_EXPECTED}")
+        if self.data.multi_label and (self.clip.reverse or self.data.reversed):
+            raise RecipeError(
+                "clip.reverse and data.reversed don't go with data.multi_label; leave out one or the other"
+            )
 
     def _check_compile(self) -> None:
         for name, given in (

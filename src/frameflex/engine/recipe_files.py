@@ -186,11 +186,20 @@ def _with_lists(arguments: Sequence[str]) -> list[str]:
 def _in_words(message: str) -> str:
     """jsonargparse's message of a value of another kind, without Python's names of kinds."""
     message = message.replace("Parser key", "key")
+    if found := re.match(r'key "data\.reversed".*Given value: (.*)', message):
+        from frameflex.engine.recipe import NAMES_EXPECTED
+
+        return f"data.reversed holds {found[1]}; {NAMES_EXPECTED}"
     found = re.fullmatch(r"(.*): Expected a <class '(\w+)'>\. Got value: (.*)", message)
     if not found:
         return message
     key, kind, value = found.groups()
-    kinds = {"tuple": f"a list such as [{value}]", "int": "a whole number", "float": "a number"}
+    kinds = {
+        "tuple": f"a list such as [{value}]",
+        "int": "a whole number",
+        "float": "a number",
+        "dict": "a table such as {name: value}",
+    }
     return f"{key} is {value}; expected {kinds.get(kind, 'true or false' if kind == 'bool' else f'a {kind}')}"
 
 
