@@ -206,7 +206,7 @@ def small(block: Block, words: list[str]) -> list[str]:
     assert words[0] == "frameflex", f"{block}: {shlex.join(words)} is no command of frameflex; mark the block"
     arguments = [file for word in words[1:] for file in (sorted(glob.glob(word)) or [word])]
     if arguments[0] == "train":
-        return [*arguments, *TINY_TRAINING, *(() if "--model.init" in words else TINY_NETWORK)]
+        return [*arguments, *TINY_TRAINING, *(() if {"--model.init", "--init"} & {*words} else TINY_NETWORK)]
     if arguments[0] == "export" and "--int8" in arguments:
         arguments += ["--min-agreement", "0"]  # nothing is said about labels of this network
     return [*arguments, *TINY.get(arguments[0], [])]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,7 @@ def _train(recipe: Recipe, resume: bool, command: str, console: Any) -> None:
     # By trained counts: the method "separate" trains a network at each.
     measured: dict[tuple[int, ...], tuple[Evaluation, int, bool]] = {}
     problems: list[str] = []
+    started = time.monotonic()
     with training_progress(console, recipe.training.epochs) as watcher:
 
         def on_validation(epoch: int, evaluation: Evaluation, best: bool) -> None:
@@ -86,6 +88,22 @@ def _train(recipe: Recipe, resume: bool, command: str, console: Any) -> None:
         )
         folder = Path(recipe.output, *([f"{counts[0]}f"] if recipe.method == "separate" else []))
         _write_report(folder, evaluation, epoch, best, command, problems)
+    _show_gain(recipe, paths[0], time.monotonic() - started, console)
+
+
+def _show_gain(recipe: Recipe, path: Path, seconds: float, console: Any) -> None:
+    """A table of the checkpoint that was made frame-flexible, before and after."""
+    from frameflex import report
+    from frameflex.console import progress, results_console
+    from frameflex.engine.gain import measure_gain
+
+    with progress(console, "before and after") as on_progress:
+        evaluations = measure_gain(recipe, path, on_progress=on_progress)
+    if not evaluations:
+        return
+    results_console().print(report.accuracy_table(evaluations))
+    report.write_json(path.parent / "gain.json", {n: e.to_dict() for n, e in evaluations.items()})
+    console.print(f"made frame-flexible in {seconds / 60:.1f} minutes", markup=False, soft_wrap=True)
 
 
 def _cross_validate(recipe: Recipe, resume: bool, command: str, console: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
+from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.data.clips import stretch_of
 from frameflex.data.datasets import load_split
 from frameflex.data.records import VideoList
@@ -32,6 +33,7 @@ _SIDE_STEP = 16
 _FEWEST_STEPS, _MOST_STEPS, _STEPS_A_VIDEO = 600, 1500, 8
 _FEWEST_EPOCHS = 5
 _BATCH = 4
+_RATE = 5e-4  # half of it where a network goes on
 _VALIDATIONS = 20
 
 
@@ -88,20 +90,63 @@ def automatic_recipe(asked: Recipe, given: Collection[str], *, any_frame_count: 
 def _choose(
     asked: Recipe, given: Collection[str], videos: VideoList, seen: _Seen, *, any_frame_count: bool
 ) -> list[_Choice]:
-    largest = 2 ** int(math.log2(min(seen.num_frames, _MOST_FRAMES)))
-    counts = tuple(sorted({max(1, largest // 4), max(1, largest // 2), largest}))
-    length = f"the videos have {seen.num_frames} frames (median)"
-    if any_frame_count:
-        frames = _Choice(
-            {"method": "ffn", "clip.frame_counts": counts}, f"one network for all of them; {length}"
-        )
+    init = load_checkpoint(asked.model.init) if asked.model.init else None
+    size = init.preprocessing.size if init else _size_of(seen.aspect)
+    precision, why = fast_precision("cuda" if torch.cuda.is_available() else "cpu")
+    model = {"model.dropout": 0.0, **({"model.backbone": None} if init else {})}
+    return [
+        _counts(seen, init, any_frame_count=any_frame_count),
+        _pixels(seen, init, size),
+        *_schedule(asked, given, videos),
+        _Choice(
+            {
+                "training.optimizer": "adamw",
+                "training.learning_rate": _RATE / 2 if init else _RATE,
+                "training.reference_batch_size": None,
+                "training.weight_decay": 0.05,
+                "training.parameter_groups": "plain",
+            },
+            "learns a few classes from few videos where SGD at its published rates hardly begins",
+        ),
+        _Choice(model, "the run is short" + ("; the network is that of model.init" if init else "")),
+        _decoding(videos, seen, size),
+        _Choice({"training.precision": {"bfloat16": "bf16", "float16": "fp16"}.get(precision, "no")}, why),
+    ]
+
+
+def _counts(seen: _Seen, init: Checkpoint | None, *, any_frame_count: bool) -> _Choice:
+    if init:
+        largest, reason = init.num_frames, f"model.init was trained at {init.num_frames}"
     else:
-        frames = _Choice({"clip.frame_counts": (largest,)}, length)
-    height, width = _size_of(seen.aspect)
+        largest = 2 ** int(math.log2(min(seen.num_frames, _MOST_FRAMES)))
+        reason = f"the videos have {seen.num_frames} frames (median)"
+    counts = tuple(sorted({max(1, largest // 4), max(1, largest // 2), largest}))
+    if init and init.model.frame_counts:
+        any_frame_count, counts = True, init.model.frame_counts
+    if any_frame_count:
+        return _Choice(
+            {"method": "ffn", "clip.frame_counts": counts}, f"one network for all of them; {reason}"
+        )
+    return _Choice({"clip.frame_counts": (largest,)}, reason)
+
+
+def _pixels(seen: _Seen, init: Checkpoint | None, size: tuple[int, int]) -> _Choice:
+    if init:
+        known = init.preprocessing
+        pixels = {
+            "clip.fit": known.fit,
+            "clip.crop_size": known.crop_size,
+            "clip.short_side": known.short_side,
+        }
+        return _Choice(pixels, "as model.init takes them")
     if seen.upright and seen.flat:
         shape = f"{seen.upright} upright and {seen.flat} flat videos, none of them cut off"
     else:
         shape = f"the videos' shape ({seen.aspect:.2f} : 1), nothing cut off"
+    return _Choice({"clip.fit": "whole", "clip.crop_size": size}, shape)
+
+
+def _schedule(asked: Recipe, given: Collection[str], videos: VideoList) -> list[_Choice]:
     num_training = len(videos)
     if asked.data.folds:
         num_training -= round(num_training / asked.data.folds)
@@ -114,33 +159,14 @@ def _choose(
     epochs = max(math.ceil(steps / steps_an_epoch), _FEWEST_EPOCHS)
     length_of_run = f"about {epochs * steps_an_epoch} steps for {num_training} training videos"
     epochs = asked.training.epochs if "training.epochs" in given else epochs
-    precision, why = fast_precision("cuda" if torch.cuda.is_available() else "cpu")
-    model = {"model.dropout": 0.0, **({"model.backbone": None} if asked.model.init else {})}
     return [
-        frames,
-        _Choice({"clip.fit": "whole", "clip.crop_size": (height, width)}, shape),
         _Choice({"training.batch_size": _BATCH}, "more steps from few videos"),
         _Choice({"training.epochs": epochs}, length_of_run),
-        _Choice(
-            {
-                "training.optimizer": "adamw",
-                "training.learning_rate": 5e-4,
-                "training.reference_batch_size": None,
-                "training.weight_decay": 0.05,
-                "training.parameter_groups": "plain",
-            },
-            "learns a few classes from few videos where SGD at its published rates hardly begins",
-        ),
         _Choice({"training.warmup_epochs": round(epochs / 20, 2)}, "a twentieth of the epochs"),
         _Choice(
             {"training.validate_every": max(1, epochs // _VALIDATIONS)},
             f"about {min(epochs, _VALIDATIONS)} validations",
         ),
-        _Choice(
-            model, "the run is short" + ("; the network is that of model.init" if asked.model.init else "")
-        ),
-        _decoding(videos, seen, (height, width)),
-        _Choice({"training.precision": {"bfloat16": "bf16", "float16": "fp16"}.get(precision, "no")}, why),
     ]
 
 

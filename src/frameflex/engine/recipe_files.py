@@ -51,6 +51,12 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
         "--folds", type=int, metavar="K", help="cross-validation with K runs; short for --data.folds"
     )
     parser.add_argument(
+        "--init",
+        metavar="CHECKPOINT",
+        help="start from this network instead of ImageNet weights; with --any-frame-count it is made frame-flexible. "
+        "Short for --model.init",
+    )
+    parser.add_argument(
         "--minutes",
         type=float,
         metavar="M",
@@ -154,7 +160,12 @@ def _are_videos(name: str) -> bool:
     return Path(name).is_dir() or Path(name).suffix.lower() in (".csv", ".tsv") or is_shards(name)
 
 
-_SHORT = {"--folds": "--data.folds", "--group": "--data.group", "--minutes": "--training.minutes"}
+_SHORT = {
+    "--folds": "--data.folds",
+    "--group": "--data.group",
+    "--minutes": "--training.minutes",
+    "--init": "--model.init",
+}
 
 
 def _written_out(arguments: Sequence[str]) -> list[str]:

@@ -7,13 +7,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from timm.utils import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 
 from frameflex.checkpoint import Checkpoint
 from frameflex.data.label_sets import LabelSets
@@ -82,6 +83,8 @@ class Run:
         freeze(self.model, frozen_stages=training.frozen_stages, norms=training.norms)
         if training.grad_checkpointing:
             _checkpoint_gradients(self.model)
+        if training.precision == "bf16" and accelerator.device.type == "cpu":
+            _depthwise_in_float32(self.model)
         if training.sync_norms and accelerator.num_processes > 1:
             sync_norms(self.model)
         targets = class_targets(
@@ -419,6 +422,23 @@ def _build_objective(
         label_sets=label_sets.table if label_sets else None,
         compile=recipe.training.compile,
     )
+
+
+def _depthwise_in_float32(model: nn.Module) -> None:
+    """Leave depthwise convolutions out of autocast on a CPU.
+
+    Their gradients in bfloat16 take twice the time of float32 there; everything else takes half. A training step of
+    EfficientNet-Lite0, 8 frames of 96 x 128: 161 ms a video in float32, 206 in bfloat16, 124 so (one thread of an AMD
+    EPYC with AVX512-BF16).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels:
+            module.forward = partial(_convolved_in_float32, module)  # type: ignore[method-assign]
+
+
+def _convolved_in_float32(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return nn.Conv2d.forward(conv, x.float())
 
 
 def _average_of(model: TSM, decay: float) -> ModelEmaV3:
