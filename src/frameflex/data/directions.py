@@ -322,6 +322,9 @@ _NO_WAY_BACK = _forms(
 _POSTURES = _forms("face hold keep lean lie look palm point pose show sign stay thumb") | {"ups": "ups"}
 # Who goes somewhere is seen to go there backwards, which only "forward" and "backward" tell:
 _GOING = _forms("crawl cycle dance drive jog march ride run skate ski sprint swim walk")
+_GOERS = (
+    "car truck bus bike bicycle motorbike motorcycle vehicle person pedestrian man woman people dog cat horse"
+)
 _OFF_IS_NO_FALL = _forms("climb get put step switch take turn")
 # Verbs that run backwards as the same movement the other way. With others, left and right, up and down and so on
 # may be places, postures or movements of one way: "person left", "hand up", "serve left". By themselves they count.
@@ -352,6 +355,8 @@ def _words_and_opposites(name: str) -> tuple[str, ...]:
         after = next((other for other in key[i + 1 :] if other != "the"), "")
         if word in ("to", "from") and after not in _HAVE_OPPOSITES:  # "to the wall", and not "to the left"
             key[i] = word.upper()
+        elif word == "TOWARDS" and after in ("LEFT", "RIGHT"):
+            key[i] = "to"
     if _has(key, "COVER") and "with" in key:  # what is uncovered loses what it was covered with
         key = key[: key.index("with")]
     return tuple(key) if _runs_backwards(words, key) else ()
@@ -369,7 +374,9 @@ def _runs_backwards(words: Sequence[str], key: Sequence[str]) -> bool:
     if "OFF" in exchanged and _OFF_IS_NO_FALL.keys().isdisjoint(words):
         return False
     along = exchanged <= {"FORWARD", "BACKWARD"}
-    if not along and not _GOING.keys().isdisjoint(words):
+    who = next((word for word in words if word not in ("a", "the") and not word.isdigit()), "")
+    goes = exchanged <= _WAYS and who in _GOERS.split()
+    if not along and (goes or not _GOING.keys().isdisjoint(words)):
         return False
     moving = _MOVING | _GOING.keys() if along else _MOVING
     if exchanged.isdisjoint(("UP", "DOWN")):
