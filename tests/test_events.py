@@ -112,7 +112,7 @@ def test_finish_and_reset_start_afresh():
         ({"threshold": 0.3}, "release is 0.4; expected 0 to the threshold"),
         ({"min_seconds": -1}, "min_seconds is -1; expected at least 0"),
         ({"nothing": "none"}, "nothing is 'none', which is no class; expected one of wave, push, nothing"),
-        ({"nothing": 3}, "nothing is class 3; expected 0 to 2"),
+        ({"nothing": 3}, "nothing is 3; expected a whole number from 0 to 2"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(options, message):

@@ -74,7 +74,7 @@ def test_threads_come_back_after_an_error():
 
 @pytest.mark.parametrize("wrong", [{"num_threads": 0}, {"num_workers": -1}])
 def test_numbers_out_of_range_are_refused(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*; expected at least"):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*; expected a whole number of at least"):
         frameflex.tune_process(**wrong)
 
 

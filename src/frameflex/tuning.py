@@ -6,6 +6,7 @@ import os
 from types import TracebackType
 
 from frameflex.allocator import keep_freed_memory, return_freed_memory
+from frameflex.arguments import whole
 
 
 def tune_process(
@@ -42,12 +43,9 @@ def tune_process(
         >>> torch.get_num_threads() == before
         True
     """
-    if num_threads is not None and num_threads < 1:
-        raise ValueError(
-            f"num_threads is {num_threads}; expected at least 1, or None for as many as there are"
-        )
-    if num_workers < 0:
-        raise ValueError(f"num_workers is {num_workers}; expected at least 0")
+    if num_threads is not None:
+        num_threads = whole(num_threads, "num_threads", least=1)
+    num_workers = whole(num_workers, "num_workers")
     import torch
 
     before = torch.get_num_threads()

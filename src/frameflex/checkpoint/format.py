@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from frameflex.arguments import check_path
 from frameflex.checkpoint.card import model_card
 from frameflex.checkpoint.downloading import first_line
 from frameflex.checkpoint.errors import CheckpointError, NewerFormatError
@@ -35,6 +36,7 @@ from frameflex.checkpoint.hub import WEIGHTS_NAME, fetch
 from frameflex.data.splits import Division
 from frameflex.data.transforms import Preprocessing
 from frameflex.models import TSM, create_model
+from frameflex.models.backbones import supported_architectures
 from frameflex.models.frame_flexible import blend_weight
 from frameflex.new_files import give_usual_rights
 from frameflex.printable import to_json, writable
@@ -287,6 +289,16 @@ def _header(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+def _backbone_hint(given: str | Path) -> str:
+    """More words where the name is an architecture's, which has no classes of its own."""
+    if str(given) not in supported_architectures():
+        return ""
+    return (
+        ". It is a backbone, without classes of videos: frameflex.create_model builds a network on it, and "
+        "frameflex models --weights lists trained ones"
+    )
+
+
 def load_checkpoint(path: str | Path, *, training: bool = False) -> Checkpoint:
     """Read a checkpoint; executes no code from it.
 
@@ -299,14 +311,15 @@ def load_checkpoint(path: str | Path, *, training: bool = False) -> Checkpoint:
         FileNotFoundError: if there is no such file.
         CheckpointError: if it is no checkpoint of frameflex, or of a newer version, or damaged.
     """
-    path = fetch(path)
+    check_path(path, "checkpoint", "a path, an address or a name of published weights")
+    given, path = path, fetch(path)
     if path.is_dir():
         inside = sorted(file.name for file in path.glob("*.safetensors"))
         if inside and WEIGHTS_NAME not in inside:
             raise FileNotFoundError(f"checkpoint {path} is a folder; name a file in it: {', '.join(inside)}")
         path = path / WEIGHTS_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path}: no such file")
+        raise FileNotFoundError(f"checkpoint {path}: no such file{_backbone_hint(given)}")
     _check_header_size(path)
     try:
         with safe_open(path, framework="pt") as file:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from frameflex.arguments import shown
 from frameflex.checkpoint.downloading import cache_folder, locked
 from frameflex.checkpoint.errors import CheckpointError
 
@@ -94,6 +95,10 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
         >>> list_models("tsm_resnet50.ssv2*", pretrained=True)
         ['tsm_resnet50.ssv2_16f', 'tsm_resnet50.ssv2_16f_2021', 'tsm_resnet50.ssv2_8f', 'tsm_resnet50.ssv2_8f_2021']
     """
+    if not isinstance(pattern, str):
+        raise TypeError(f"pattern is {shown(pattern)}; expected text, such as 'resnet*'")
+    if not isinstance(pretrained, bool):
+        raise TypeError(f"pretrained is {shown(pretrained)}; expected True or False. A pattern comes first")
     if pretrained:
         return sorted(name for name in published() if fnmatch(name, pattern))
     from frameflex.models.backbones import supported_architectures

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from frameflex.addresses import without_secrets
+from frameflex.arguments import MAX_FRAMES
 from frameflex.printable import printable
 
 if TYPE_CHECKING:
     from frameflex.video import Limits
 
-MAX_FRAMES = 1024
 VIEWS = ("1x1", "2x1", "1x3", "2x3")  # named here so that --help needs no torch
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")  # likewise
 

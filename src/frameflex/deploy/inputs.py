@@ -57,6 +57,11 @@ def open_input(video: Any, *, limits: Limits | None = None) -> AbstractContextMa
         return _Pictures(_as_frames(video))
     if isinstance(video, (list, tuple)):
         return _Pictures(_stacked(video))
+    if isinstance(video, VideoReader):
+        raise TypeError(
+            f"video is an open {type(video).__name__}; expected what it was opened from, or its frames: "
+            "reader.frames(range(reader.num_frames))"
+        )
     if isinstance(video, str) and video.partition("://")[0].lower() in ("http", "https"):
         return _FromWeb(video, limits or Limits())
     if video is None or not (
@@ -157,6 +162,13 @@ def _as_picture(picture: Any, number: int) -> np.ndarray:
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    if tensor.layout != torch.strided or tensor.is_meta:
+        kind = (
+            "on the meta device, without data"
+            if tensor.is_meta
+            else str(tensor.layout).removeprefix("torch.")
+        )
+        raise ValueError(f"video is a tensor that is {kind}; expected an ordinary one. {_HINT}")
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy()
 

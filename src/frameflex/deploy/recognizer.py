@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor, nn
 
+from frameflex.arguments import check_path, checked_num_frames, finite_number, shown, whole
 from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.data.clips import ClipDataset
 from frameflex.data.loading import read_batches
@@ -21,7 +22,7 @@ from frameflex.deploy.inputs import is_many, open_input
 from frameflex.export import is_export, load_exported
 from frameflex.export.running import ExportedModel
 from frameflex.models.precision import chosen_precision, computing_in
-from frameflex.models.tsm import checked_num_frames, classify_views
+from frameflex.models.tsm import classify_views
 from frameflex.video import Limits, VideoError
 
 if TYPE_CHECKING:
@@ -104,6 +105,11 @@ class Recognizer:
         precision: str | None = None,
         limits: Limits | None = None,
     ) -> None:
+        if not isinstance(checkpoint, Checkpoint):
+            raise TypeError(
+                f"checkpoint is {shown(checkpoint)}; expected a Checkpoint. frameflex.load makes a Recognizer of a "
+                "path or a name"
+            )
         self.checkpoint = checkpoint
         self.limits = limits or Limits()
         self.device = chosen_device(device)
@@ -124,6 +130,7 @@ class Recognizer:
         Raises:
             FileNotFoundError, CheckpointError: as `load_checkpoint` and `load_exported`.
         """
+        check_path(path, "path", "a .safetensors file or an export")
         if is_export(path):
             return cls(load_exported(path), device="cpu", precision=precision, limits=limits)
         return cls(load_checkpoint(path), device=device, precision=precision, limits=limits)
@@ -133,6 +140,7 @@ class Recognizer:
         cls, source: str | Path, *, device: str | torch.device | None = None, precision: str | None = None
     ) -> Recognizer:
         """As `load`."""
+        check_path(source, "source", "a name of published weights, a path or an address")
         if is_export(source):
             return cls(load_exported(source), device="cpu", precision=precision)
         return cls(Checkpoint.from_pretrained(source), device=device, precision=precision)
@@ -197,7 +205,11 @@ class Recognizer:
         if is_many(video):
             options: dict[str, Any] = {"num_frames": num_frames, "budget": budget, "confidence": confidence}
             return [self(one, **options, top=top, views=views) for one in video]
-        counts = self._counts(num_frames, budget)
+        counts, top, confidence = (
+            self._counts(num_frames, budget),
+            _checked_top(top),
+            _checked_confidence(confidence),
+        )
         name, clips = self._clips(video, counts, views)
         return self._answers(self._look(clips, confidence, [name])[0], top)
 
@@ -227,6 +239,8 @@ class Recognizer:
 
     def logits(self, video: Video, *, num_frames: int | None = None, views: str = "1x1") -> Tensor:
         """The scores ``(K,)`` behind the predictions, averaged over views; arguments as for a call."""
+        if is_many(video):
+            raise ValueError(f"video is a list of {len(video)}; expected one. Call logits for each")  # type: ignore[arg-type]
         counts = self._counts(num_frames, None)
         name, clips = self._clips(video, counts, views)
         return self._classify(clips[counts[0]], [name])[0]
@@ -257,13 +271,26 @@ class Recognizer:
 
         Yields:
             each file with its predictions, in the order given; a file that can't be decoded with its error.
+
+        Raises:
+            ValueError, TypeError: at once, if an argument is wrong.
         """
-        if isinstance(videos, (str, bytes, os.PathLike)):
-            raise ValueError(
-                f"videos is {videos!r}; expected a list. For one file, call the recognizer itself"
-            )
-        paths = [Path(video) for video in videos]
+        paths = _checked_files(videos)
+        top, confidence = _checked_top(top), _checked_confidence(confidence)
+        batch_size = whole(batch_size, "batch_size", least=1)
+        num_workers = whole(num_workers, "num_workers")
         dataset = self._dataset(paths, self._counts(num_frames, budget), views)
+        return self._recognize_files(dataset, paths, confidence, top, batch_size, num_workers)
+
+    def _recognize_files(
+        self,
+        dataset: ClipDataset,
+        paths: Sequence[Path],
+        confidence: float,
+        top: int,
+        batch_size: int,
+        num_workers: int,
+    ) -> Generator[tuple[Path, list[Prediction] | VideoError], None, None]:
         with read_batches(dataset, batch_size=batch_size, num_workers=num_workers) as batches:
             for batch in batches:
                 answers: dict[int, list[Prediction] | VideoError] = {
@@ -316,14 +343,21 @@ class Recognizer:
         return self._probabilities(self._classify(clips) / self.checkpoint.temperature(clips.shape[3]))
 
     def _counts(self, num_frames: int | None, budget: str | Sequence[int] | None) -> tuple[int, ...]:
-        if isinstance(budget, str) and budget != "auto":
-            raise ValueError(f'budget is {budget!r}; expected "auto", or frame counts such as (4, 8)')
-        if budget and num_frames is not None:
+        if (
+            budget is not None
+            and budget != "auto"
+            and (isinstance(budget, (str, bytes)) or not isinstance(budget, Iterable))
+        ):
+            raise ValueError(f'budget is {shown(budget)}; expected "auto", or frame counts such as (4, 8)')
+        if budget is not None and num_frames is not None:
             raise ValueError("both num_frames and budget are given; expected one of them")
         if isinstance(budget, str):
             return self.checkpoint.frame_counts
-        if budget:
-            return tuple(sorted({checked_num_frames(count, "budget") for count in budget}))
+        if budget is not None:
+            counts = sorted({checked_num_frames(count, "budget") for count in budget})
+            if not counts:
+                raise ValueError('budget has no frame count; expected "auto", or some such as (4, 8)')
+            return tuple(counts)
         return (self.checkpoint.num_frames if num_frames is None else checked_num_frames(num_frames),)
 
     def _look(self, clips: Mapping[int, Tensor], confidence: float, names: Sequence[str]) -> Tensor:
@@ -349,7 +383,7 @@ class Recognizer:
             return reader.name, {count: clip[None] for count, clip in dataset.clips(reader).items()}
 
     def _dataset(self, paths: Sequence[Path], frame_counts: Sequence[int], views: str) -> ClipDataset:
-        if views not in VIEWS:
+        if not isinstance(views, str) or views not in VIEWS:
             raise ValueError(f"views is {views!r}; expected one of {', '.join(VIEWS)}")
         num_views, num_crops = VIEWS[views]
         records = [VideoRecord(path, None, str(path)) for path in paths]
@@ -377,13 +411,35 @@ class Recognizer:
 
 def best_of(probabilities: Tensor, names: Sequence[str], top: int) -> list[Prediction]:
     """The ``top`` likeliest classes of ``(K,)``, or as many as there are, best first."""
-    if top < 1:
-        raise ValueError(f"top is {top}; expected at least 1")
+    top = _checked_top(top)
     best = probabilities.topk(min(top, len(probabilities)))
     return [
         Prediction(names[index], index, probability)
         for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]
+
+
+def _checked_top(top: Any) -> int:
+    return whole(top, "top", least=1)
+
+
+def _checked_confidence(confidence: Any) -> float:
+    return finite_number(confidence, "confidence", "a probability from 0 to 1", least=0, most=1)
+
+
+def _checked_files(videos: Any) -> list[Path]:
+    if isinstance(videos, (str, bytes, os.PathLike)):
+        raise ValueError(f"videos is {videos!r}; expected a list. For one file, call the recognizer itself")
+    if not isinstance(videos, Iterable):
+        raise TypeError(f"videos is {shown(videos)}; expected a list of files' paths")
+    files = list(videos)
+    for place, video in enumerate(files):
+        check_path(
+            video,
+            f"videos[{place}]",
+            "a file's path. What is in memory or elsewhere, also in a list, takes a call of the recognizer itself",
+        )
+    return [Path(video) for video in files]
 
 
 def precision_of(model: nn.Module, precision: str | None, device: torch.device) -> str:
@@ -412,6 +468,8 @@ def chosen_device(device: str | torch.device | None) -> torch.device:
     """
     if device is None:
         return best_device()
+    if not isinstance(device, (str, int, torch.device)) or isinstance(device, bool):
+        raise ValueError(f"device is {shown(device)}; expected a name, such as cpu, cuda, cuda:1 or mps")
     known = "expected cpu, cuda, cuda:1, mps or another device of torch"
     try:
         chosen = torch.device(device)

@@ -10,6 +10,7 @@ import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from frameflex.arguments import checked_num_frames, shown, whole
 from frameflex.models.precision import classified
 from frameflex.models.temporal_shift import TemporalShift, at_num_frames, shallow_copy, shifted_channels
 from frameflex.models.tsm import TSM
@@ -47,6 +48,8 @@ class CausalStep(nn.Module):
 
     def __init__(self, model: TSM, *, num_frames: int | None = None) -> None:
         super().__init__()
+        if not isinstance(model, TSM):
+            raise ValueError(f"model is {shown(model)}; expected a TSM, such as the model of a Checkpoint")
         shift = model.config["shift"]
         if shift not in ("causal", "none"):
             raise ValueError(
@@ -54,8 +57,8 @@ class CausalStep(nn.Module):
                 "come; train it with model.shift: causal (with model.init: this checkpoint it starts from what it "
                 "knows), or classify a sliding window of frames"
             )
-        if num_frames is not None and num_frames < 1:
-            raise ValueError(f"num_frames is {num_frames}; expected at least 1")
+        if num_frames is not None:
+            num_frames = checked_num_frames(num_frames)
         self.num_frames = num_frames or (max(model.frame_counts) if model.frame_counts else 1)
         self.num_classes: int = model.config["num_classes"]
         with torch.no_grad():  # what is blended of two counts' parts is no function of theirs
@@ -83,9 +86,11 @@ class CausalStep(nn.Module):
             size: of the frames that the network sees, after preprocessing: pixels ``(height, width)``, or the side
                 of a square.
         """
-        if batch < 1:
-            raise ValueError(f"batch is {batch}; expected at least 1 stream")
-        height, width = (size, size) if isinstance(size, int) else size
+        batch = whole(batch, "batch", least=1)
+        sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+        if len(sides) != 2:
+            raise ValueError(f"size is {shown(size)}; expected (height, width), or the side of a square")
+        height, width = (whole(side, "size", least=1) for side in sides)
         # On the meta device, which knows shapes and computes nothing.
         abstract = _private_copy(self, lambda tensor: torch.empty_like(tensor, device="meta"))
         frame = torch.empty(1, 3, height, width, device="meta", dtype=self.head.weight.dtype)
@@ -110,11 +115,20 @@ class CausalStep(nn.Module):
         Raises:
             ValueError: if ``frame`` is not RGB, or ``state`` is of another network, batch or size.
         """
+        if not isinstance(frame, Tensor):
+            raise ValueError(f"frame is {shown(frame)}; expected a tensor (B, 3, H, W), behind the state")
+        if not frame.is_floating_point():
+            raise ValueError(
+                f"frame is {str(frame.dtype).removeprefix('torch.')}; expected float, normalised as in the "
+                "checkpoint's preprocessing. A StreamingRecognizer takes pictures as they are"
+            )
         if frame.ndim != 4 or frame.shape[1] != 3:
             raise ValueError(
                 f"frame has shape {tuple(frame.shape)}; expected (B, 3, H, W). For one stream add a batch axis: "
                 "frame[None]"
             )
+        if not isinstance(state, (tuple, list)):
+            raise ValueError(f"state is {shown(state)}; expected what init_state or the last call gave")
         if len(state) != self.num_states:
             raise ValueError(
                 f"state has {len(state)} tensors; this network's has {self.num_states}. Make it with init_state"

@@ -7,9 +7,11 @@ normalisation (section 3.4) and its own scale after each shift (section 3.5, "we
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy, deepcopy
+from difflib import get_close_matches
 from typing import Any
 
 import timm.layers
@@ -18,6 +20,7 @@ from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from frameflex.arguments import frame_counts_of, shown
 from frameflex.models.temporal_shift import TemporalShift
 from frameflex.models.tsm import TSM
 
@@ -220,9 +223,9 @@ def make_frame_flexible(
         ValueError: if ``frame_counts`` is empty, repeats itself or has a T below 1, or if the model is
             frame-flexible already.
     """
-    counts = tuple(sorted(frame_counts))
-    if not counts or counts[0] < 1 or len(set(counts)) != len(counts):
-        raise ValueError(f"frame_counts is {tuple(frame_counts)}; expected different T's of at least 1 each")
+    if not isinstance(model, TSM):
+        raise ValueError(f"model is {shown(model)}; expected a TSM, as create_model makes it")
+    counts = frame_counts_of(frame_counts, "frame_counts")
     if model.frame_counts:
         raise ValueError(
             f"the model is frame-flexible already, at {model.frame_counts}; start from a plain TSM instead"
@@ -276,11 +279,12 @@ def add_norms(model: TSM, frame_counts: Sequence[int]) -> None:
     """
     if not model.frame_counts:
         raise ValueError("the model is a plain TSM; call make_frame_flexible with its trained count first")
-    for count in frame_counts:
+    counts = frame_counts_of(frame_counts, "frame_counts")
+    for count in counts:
         for module in model.modules():
             if isinstance(module, FrameNorm):
                 module.add_count(count)
-    calibrated = {*model.config.get("calibrated_counts", []), *frame_counts}
+    calibrated = {*model.config.get("calibrated_counts", []), *counts}
     model.config["calibrated_counts"] = sorted(calibrated)
 
 
@@ -313,12 +317,28 @@ def create_model(
     Raises:
         ValueError: as `TSM` and `make_frame_flexible`.
     """
+    known = set(inspect.signature(TSM).parameters)
+    if unknown := sorted(set(options) - known):
+        told = "T comes from the clip" if unknown[0] in ("num_frames", "n_segment", "num_segments") else ""
+        close = get_close_matches(unknown[0], known | {"frame_counts"}, n=1)
+        told = told or (
+            f"did you mean {close[0]}?" if close else "backbone_options takes arguments of timm's"
+        )
+        raise TypeError(f"create_model has no argument {unknown[0]!r}; {told}")
+    frame_counts = frame_counts_of(frame_counts, "frame_counts") if not _is_none(frame_counts) else ()
+    calibrated = (
+        frame_counts_of(calibrated_counts, "calibrated_counts") if not _is_none(calibrated_counts) else ()
+    )
     model = TSM(backbone, num_classes=num_classes, **options)
     if frame_counts:
         make_frame_flexible(model, frame_counts, norms=frame_norms, scales=frame_scales, untrained=untrained)
-    if calibrated_counts:
-        add_norms(model, calibrated_counts)
+    if calibrated:
+        add_norms(model, calibrated)
     return model
+
+
+def _is_none(frame_counts: Any) -> bool:
+    return frame_counts is None or (isinstance(frame_counts, (tuple, list)) and not frame_counts)
 
 
 def _norms(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:

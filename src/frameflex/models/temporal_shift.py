@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
+from frameflex.arguments import shown, whole
 from frameflex.models.fused_shift import PlainShift, Shift, choose_form, shifted_conv
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -49,10 +51,12 @@ def temporal_shift(x: Tensor, num_frames: int, shift_div: int = 8, *, causal: bo
 
 
 def _checked(x: Tensor, num_frames: int, shift_div: int, causal: bool) -> Shift:
+    if not isinstance(x, Tensor):
+        raise ValueError(f"features are {shown(x)}; expected a tensor (B * num_frames, C, H, W)")
+    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # a traced T is no number of Python's
+        num_frames, shift_div = whole(num_frames, "num_frames", least=1), checked_shift_div(shift_div)
     if x.ndim != 4:
         raise ValueError(f"features have shape {tuple(x.shape)}; expected (B * num_frames, C, H, W)")
-    if num_frames < 1:
-        raise ValueError(f"num_frames is {num_frames}; expected at least 1")
     if x.shape[0] % num_frames:
         raise ValueError(
             f"features hold {x.shape[0]} frames, which is no multiple of num_frames = {num_frames}; "
@@ -61,12 +65,13 @@ def _checked(x: Tensor, num_frames: int, shift_div: int, causal: bool) -> Shift:
     return Shift(num_frames, shifted_channels(x.shape[1], shift_div), causal)
 
 
+def checked_shift_div(shift_div: Any) -> int:
+    """Raises ValueError where it is no whole number from 2."""
+    return whole(shift_div, "shift_div", least=2)
+
+
 def shifted_channels(num_channels: int, shift_div: int) -> int:
     """``fold``: how many of ``num_channels`` move in each direction. Raises ValueError where that can't be."""
-    if shift_div < 2:
-        raise ValueError(
-            f"shift_div is {shift_div}; expected at least 2 (each direction moves 1 / shift_div of the channels)"
-        )
     if shift_div > num_channels:
         raise ValueError(
             f"shift_div is {shift_div} but there are only {num_channels} channels, so none would move; "
@@ -102,6 +107,14 @@ class TemporalShift(nn.Module):
         causal: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(net, nn.Module):
+            raise ValueError(f"net is {shown(net)}; expected a module, such as a block's first convolution")
+        if isinstance(net, (nn.Conv1d, nn.Conv3d)):
+            raise ValueError(
+                f"net is {type(net).__name__}; expected a module of (N, C, H, W), such as nn.Conv2d"
+            )
+        num_frames = whole(num_frames, "num_frames", least=1)
+        shift_div = checked_shift_div(shift_div)
         in_channels = getattr(net, "in_channels", None)
         if isinstance(in_channels, int):
             shifted_channels(in_channels, shift_div)
@@ -115,6 +128,14 @@ class TemporalShift(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features ``(B * num_frames, C, H, W)`` through the shift and ``net``."""
         num_frames = frames_left(self.num_frames, self.time_stride)
+        if not isinstance(x, Tensor):
+            raise ValueError(f"features are {shown(x)}; expected a tensor (B * num_frames, C, H, W)")
+        in_channels = getattr(self.net, "in_channels", None)
+        if isinstance(in_channels, int) and x.ndim == 4 and x.shape[1] != in_channels:
+            raise ValueError(
+                f"features have shape {tuple(x.shape)}, so {x.shape[1]} channels; the module behind the shift takes "
+                f"{in_channels}. Expected (B * num_frames, C, H, W)"
+            )
         if choose_form(x, self.net) == "plain":
             x = temporal_shift(x, num_frames, self.shift_div, causal=self.causal)
             return self.net(x if self.scale is None else self.scale(x))

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from frameflex.arguments import check_path, finite_number, shown, whole
 from frameflex.models.backbones import Family, family_of, shift_sites, whole_blocks
 from frameflex.models.finite import finite
 from frameflex.models.non_local import NON_LOCALS, NonLocal, TemporalPool
 from frameflex.models.precision import classified
-from frameflex.models.temporal_shift import TemporalShift, at_num_frames, replace_module
+from frameflex.models.temporal_shift import TemporalShift, at_num_frames, checked_shift_div, replace_module
 
 SHIFTS = ("bidirectional", "causal", "none")
 SHIFT_PLACES = ("residual", "block")
@@ -90,14 +93,20 @@ class TSM(nn.Module):
         backbone_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(backbone, str):
+            raise ValueError(f"backbone is {shown(backbone)}; expected a name, such as 'resnet50'")
+        if not isinstance(backbone_options, (Mapping, type(None))):
+            raise ValueError(
+                f"backbone_options is {shown(backbone_options)}; expected a dictionary of arguments for timm"
+            )
         self.config: dict[str, Any] = {
             "backbone": backbone,
-            "num_classes": num_classes,
-            "dropout": dropout,
-            "shift_div": shift_div,
+            "num_classes": whole(num_classes, "num_classes", least=1),
+            "dropout": finite_number(dropout, "dropout", "a probability from 0 to 1", least=0, most=1),
+            "shift_div": checked_shift_div(shift_div),
             "shift": shift,
             "shift_place": shift_place,
-            "shift_every": shift_every,
+            "shift_every": None if shift_every is None else whole(shift_every, "shift_every", least=1),
             "temporal_pool": temporal_pool,
             "non_local": non_local,
             "backbone_options": dict(backbone_options or {}),
@@ -169,6 +178,8 @@ class TSM(nn.Module):
     def _features(self, frames: Tensor, num_frames: int, shape: tuple[int, ...]) -> Tensor:
         try:
             return at_num_frames(self.backbone, num_frames)(frames)
+        except RuntimeError as error:
+            raise _in_our_words(error, frames, shape, self.backbone) from error
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -202,6 +213,29 @@ class TSMResNet50(TSM):
         )
 
 
+def _in_our_words(
+    error: RuntimeError, frames: Tensor, shape: tuple[int, ...], backbone: nn.Module
+) -> Exception:
+    """What is wrong with a clip that torch refused in its own words; the error itself where it is something else."""
+    weight = next(backbone.parameters(), frames)
+    if frames.device != weight.device:
+        return ValueError(
+            f"clip is on {frames.device}, the network on {weight.device}; give clip.to({str(weight.device)!r})"
+        )
+    if frames.dtype != weight.dtype and not torch.is_autocast_enabled(frames.device.type):
+        clip, network = (str(one.dtype).removeprefix("torch.") for one in (frames, weight))
+        return ValueError(
+            f"clip is {clip}, the network's weights are {network}; give clip.to(torch.{network}), or call the "
+            "network under torch.autocast"
+        )
+    if "Kernel size can't be greater than actual input size" in str(error):
+        return ValueError(
+            f"clip has shape {shape}, whose frames are too small for this network; expected larger ones, such as "
+            "those of the checkpoint's preprocessing"
+        )
+    return error
+
+
 def classify_views(model: nn.Module, clips: Tensor, *, names: Sequence[str] = ()) -> Tensor:
     """Logits ``(B, K)`` of videos, float32, averaged over their views, clips ``(B, V, 3, T, H, W)``.
 
@@ -220,18 +254,6 @@ def classify_views(model: nn.Module, clips: Tensor, *, names: Sequence[str] = ()
     return finite(mean, num_frames=clips.shape[3], names=names)
 
 
-MAX_FRAMES = 1024  # of a clip, when asked for by a person: more is a slip of the hand, and memory for nothing
-
-
-def checked_num_frames(num_frames: int, name: str = "num_frames") -> int:
-    """A frame count that someone asked for. Raises ValueError where it is no whole number from 1 to `MAX_FRAMES`."""
-    if not isinstance(num_frames, int) or isinstance(num_frames, bool) or not 1 <= num_frames <= MAX_FRAMES:
-        raise ValueError(
-            f"{name} is {num_frames!r}; expected a whole number of frames from 1 to {MAX_FRAMES}"
-        )
-    return num_frames
-
-
 def check_clip(clip: Tensor) -> None:
     """Refuse what is no batch of clips, in our words. Raises ValueError."""
     if not isinstance(clip, Tensor):
@@ -247,6 +269,10 @@ def check_clip(clip: Tensor) -> None:
         )
     if shape[2] < 1:
         raise ValueError(f"clip has shape {shape}, so no frame; expected (B, 3, T, H, W) with T at least 1")
+    if shape[3] < 1 or shape[4] < 1:
+        raise ValueError(
+            f"clip has shape {shape}, so no pixel; expected (B, 3, T, H, W) with H and W at least 1"
+        )
     if shape[0] < 1:
         raise ValueError(f"clip has shape {shape}, so no clip; expected (B, 3, T, H, W) with B at least 1")
     if not clip.is_floating_point():
@@ -258,24 +284,23 @@ def check_clip(clip: Tensor) -> None:
 
 def _check_config(config: Mapping[str, Any]) -> None:
     """Refuse what can't be built, before anything is."""
-    num_classes, temporal_pool, non_local = (
-        config[key] for key in ("num_classes", "temporal_pool", "non_local")
-    )
-    shift, shift_place, shift_every = config["shift"], config["shift_place"], config["shift_every"]
+    temporal_pool, non_local = config["temporal_pool"], config["non_local"]
+    shift, shift_place = config["shift"], config["shift_place"]
     foreign = sorted(_NOT_OF_THE_NETWORK & set(config["backbone_options"]))
     if foreign:
         raise ValueError(
             f"backbone_options has {', '.join(foreign)}, which say where weights come from, not what the network "
             "is; give pretrained instead"
         )
-    if num_classes < 1:
-        raise ValueError(f"num_classes is {num_classes}; expected at least 1")
+    if taken := sorted({"in_chans", "num_classes"} & set(config["backbone_options"])):
+        raise ValueError(
+            f"backbone_options has {', '.join(taken)}, which a network for RGB clips sets itself; leave it out, "
+            "and give num_classes beside the backbone"
+        )
     if shift not in SHIFTS:
         raise ValueError(f"shift is {shift!r}; expected one of {', '.join(SHIFTS)}")
     if shift_place not in SHIFT_PLACES:
         raise ValueError(f"shift_place is {shift_place!r}; expected one of {', '.join(SHIFT_PLACES)}")
-    if shift_every is not None and shift_every < 1:
-        raise ValueError(f"shift_every is {shift_every}; expected at least 1, or none for what is published")
     if non_local not in ("none", *NON_LOCALS):
         raise ValueError(f"non_local is {non_local!r}; expected none or one of {', '.join(NON_LOCALS)}")
     ahead = [
@@ -294,7 +319,8 @@ def _create_backbone(
     """timm's network without its classifier, ``(N, 3, H, W) -> (N, F)``."""
     if pretrained is not True:
         backbone = timm.create_model(architecture, num_classes=0, **options)
-        if pretrained:
+        if pretrained is not False and pretrained is not None:
+            check_path(pretrained, "pretrained", "True, False, or the path of a .safetensors or .pth file")
             _load_backbone(backbone, Path(pretrained))
         return backbone
     try:
@@ -307,15 +333,41 @@ def _create_backbone(
         ) from error
 
 
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return dict(state.get("state_dict", state))
+    except (
+        SafetensorError,
+        UnpicklingError,
+        RuntimeError,
+        EOFError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        cause = "no tensors of torch's"  # its own words of a pickle are a page about weights_only
+        if not isinstance(error, UnpicklingError):
+            cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RuntimeError(
+            f"pretrained weights {path} can't be read ({cause[:100]}); expected a .safetensors or .pth file of "
+            "tensors"
+        ) from error
+
+
 def _load_backbone(backbone: nn.Module, path: Path) -> None:
     """Load a file of weights into timm's network; every tensor but the classifier's must match."""
     if not path.is_file():
-        raise FileNotFoundError(f"pretrained weights {path}: no such file")
-    if path.suffix == ".safetensors":
-        state = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
+        found = "a folder; expected a .safetensors or .pth file" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"pretrained weights {path}: {found}")
+    state = _read_weights(path)
+    if any(key.startswith("backbone.") for key in state):
+        raise RuntimeError(
+            f"pretrained weights {path} are a whole network of frameflex; expected those of timm's backbone alone. "
+            "frameflex.load reads the network, and a recipe's model.init trains from it"
+        )
     named = backbone.pretrained_cfg.get("classifier") or "fc"  # type: ignore[union-attr, operator]
     classifiers = tuple(f"{name}." for name in ([named] if isinstance(named, str) else named))
     state = {key: value for key, value in state.items() if not key.startswith(classifiers)}

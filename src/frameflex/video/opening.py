@@ -20,9 +20,12 @@ Choices that a user may notice:
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 from pathlib import Path
 
+from frameflex.arguments import shown
 from frameflex.video.images import FolderReader
 from frameflex.video.pyav import PyAVReader
 from frameflex.video.reader import (
@@ -32,6 +35,41 @@ from frameflex.video.reader import (
     VideoReader,
 )
 from frameflex.video.torchcodec import TorchCodecReader, load_torchcodec
+
+
+def _check_source(source: object) -> None:
+    """Raises TypeError, ValueError or FileNotFoundError where it can't be a video, in a line each."""
+    if isinstance(source, (str, os.PathLike)):
+        if not os.fspath(source):
+            raise ValueError(
+                "source is an empty path; expected a video file's, or a folder of one video's frames."
+            )
+        try:
+            os.stat(source)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise FileNotFoundError(
+                    f"video {os.fspath(source)[:60]!s}…: there is no such file; the name is longer than any may be."
+                ) from error
+        except ValueError:
+            pass  # a NUL in it: no such file
+        return
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        if len(source) < 4096 and b"\0" not in bytes(source) and os.path.exists(bytes(source)):
+            raise TypeError(
+                f"source is {bytes(source)!r}, a path as bytes, but bytes are a file's. Give os.fsdecode(source)."
+            )
+        return
+    if not hasattr(source, "read"):
+        raise TypeError(f"source is {shown(source)}; expected a path, bytes or a binary file object.")
+    if getattr(source, "closed", False):
+        raise ValueError("source is a file object that is closed; open it again, or give its path.")
+    if isinstance(source, io.TextIOBase):
+        raise TypeError('source is a file opened as text; open it with mode "rb", or give its path.')
+    if isinstance(source, io.IOBase) and not source.readable():
+        raise ValueError(
+            'source is a file opened for writing alone; open it with mode "rb", or give its path.'
+        )
 
 
 def open_video(source: Source, *, decoder: Decoder = "auto", limits: Limits | None = None) -> VideoReader:
@@ -60,17 +98,22 @@ def open_video(source: Source, *, decoder: Decoder = "auto", limits: Limits | No
     """
     if decoder not in ("auto", "pyav", "torchcodec"):
         raise ValueError(f"decoder is {decoder!r}; expected 'auto', 'pyav' or 'torchcodec'.")
+    if not isinstance(limits, (Limits, type(None))):
+        raise TypeError(f"limits is {shown(limits)}; expected Limits, such as Limits(max_seconds=10).")
     limits = limits or Limits()
+    _check_source(source)
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if path.is_dir():
             return FolderReader(path, limits)
         if not path.exists():
-            raise FileNotFoundError(
-                f"video {path}: there is no such file. Check the path and the data set's folder."
+            address = "://" in str(source)
+            advice = (
+                "A Recognizer takes addresses; this opens files alone"
+                if address
+                else "Check the path and the data set's folder"
             )
-    elif not isinstance(source, (bytes, bytearray, memoryview)) and not hasattr(source, "read"):
-        raise TypeError(f"source is {type(source).__name__}; expected a path, bytes or a binary file object.")
+            raise FileNotFoundError(f"video {source if address else path}: there is no such file. {advice}.")
     if decoder == "pyav":
         return PyAVReader(source, limits)
     video_decoder, reason = load_torchcodec()

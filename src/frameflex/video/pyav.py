@@ -236,6 +236,7 @@ class PyAVReader(VideoReader):
         self._timestamps = None
         assert self._container is not None
         self._first_seconds = first_frame_seconds(self._container, self._stream, pts[0] if pts else None)
+        self._unit_seconds = float(self._stream.time_base or 0)  # which a closed stream doesn't have any more
         self._keys: list[tuple[int, int]] = []  # (frame index, packet index) of the places to start at
         if pts is not None:
             index_of = {time: i for i, time in enumerate(pts)}
@@ -395,9 +396,8 @@ class PyAVReader(VideoReader):
     def timestamps(self) -> list[float]:
         if self._timestamps is None:
             if self._pts is not None:
-                first, unit = self._pts[0], self._stream.time_base
-                unit_seconds = float(unit) if unit else 1 / self.fps
-                self._timestamps = [self._first_seconds + (pts - first) * unit_seconds for pts in self._pts]
+                first, unit = self._pts[0], self._unit_seconds or 1 / self.fps
+                self._timestamps = [self._first_seconds + (pts - first) * unit for pts in self._pts]
             else:
                 self._timestamps = [self._first_seconds + i / self.fps for i in range(self.num_frames)]
         return self._timestamps

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import operator
+import math
 import os
 import time
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Literal
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from frameflex.addresses import without_secrets
+from frameflex.arguments import finite_number, shown, whole, whole_or_none
 from frameflex.printable import printable
 from frameflex.video.orientation import UPRIGHT, Orientation
 
@@ -63,10 +64,11 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("max_pixels", "max_frames", "max_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        if self.max_seconds is not None and not self.max_seconds > 0:
-            raise ValueError(f"max_seconds is {self.max_seconds}; expected above 0, or None for no limit.")
+            whole(getattr(self, name), name, least=1)
+        if self.max_seconds is not None:
+            finite_number(
+                self.max_seconds, "max_seconds", "above 0, or None for no limit", least=math.ulp(0.0)
+            )
 
 
 class VideoError(Exception):
@@ -89,6 +91,17 @@ def too_slow(name: str, limits: Limits) -> VideoError:
     return VideoError(
         f"video {name}: not decoded after {limits.max_seconds:g} s. Cut it or scale it down, or allow more time."
     )
+
+
+def _checked_indices(indices: Iterable[int]) -> list[int]:
+    expected = "expected frame numbers, such as [0, 8] or range(8)"
+    if isinstance(indices, (str, bytes)) or not isinstance(indices, Iterable):
+        raise TypeError(f"indices is {shown(indices)}; {expected}.")
+    given = list(indices)
+    wanted = [whole_or_none(one) for one in given]
+    if None in wanted:
+        raise TypeError(f"indices holds {shown(given[wanted.index(None)])}; {expected}.")
+    return [one for one in wanted if one is not None]
 
 
 class VideoReader(ABC):
@@ -130,9 +143,10 @@ class VideoReader(ABC):
 
         Raises:
             IndexError: If an index is outside of the video.
+            TypeError: If they are no whole numbers.
             VideoError: If a frame can't be decoded, or all together are more than the reader's limits allow.
         """
-        wanted = [operator.index(i) for i in indices]
+        wanted = _checked_indices(indices)
         outside = [i for i in wanted if not 0 <= i < self.num_frames]
         if outside:
             raise IndexError(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from frameflex.arguments import check_path, checked_num_frames, finite_number, shown, whole
 from frameflex.checkpoint import Checkpoint, load_checkpoint
 from frameflex.data.sampling import eval_indices
 from frameflex.data.transforms import EvalTransform
@@ -21,7 +22,6 @@ from frameflex.deploy.long_videos.events import Event, EventDetector
 from frameflex.deploy.recognizer import Prediction, chosen_device, computing, precision_of
 from frameflex.models.causal import CausalStep, State
 from frameflex.models.finite import finite
-from frameflex.models.tsm import checked_num_frames
 
 CONSENSUS = ("mean", "exponential", "window", "last")
 Frame = Tensor | np.ndarray
@@ -132,6 +132,7 @@ class StreamingRecognizer:
         precision: str | None = None,
     ) -> None:
         if not isinstance(checkpoint, Checkpoint):
+            check_path(checkpoint, "checkpoint", "a Checkpoint, or a path or address for it")
             checkpoint = load_checkpoint(checkpoint)
         if stride is not None and interval_seconds is not None:
             raise ValueError("both stride and interval_seconds are given; expected one of them")
@@ -149,15 +150,16 @@ class StreamingRecognizer:
             ("warm_up", warm_up, 1),
             ("num_streams", num_streams, 1),
         ):
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}; expected at least {least}")
+            if value is not None or name not in ("stride", "memory"):
+                whole(value, name, least=least)
         for name, rate in (
             ("interval_seconds", interval_seconds),
             ("fps", fps),
             ("max_gap_seconds", max_gap_seconds),
         ):
-            if rate is not None and not rate > 0:
-                raise ValueError(f"{name} is {rate}; expected more than 0")
+            never = name == "max_gap_seconds" and rate == math.inf  # starts a stream afresh
+            if not never and (rate is not None or name != "interval_seconds"):
+                finite_number(rate, name, "a number of more than 0", least=math.ulp(0.0), most=math.inf)
         consensus = consensus or ("window" if window is None else "last")
         if consensus not in CONSENSUS:
             raise ValueError(f"consensus is {consensus!r}; expected one of {', '.join(CONSENSUS)}")
@@ -218,6 +220,11 @@ class StreamingRecognizer:
         """
         if self.num_streams != 1:
             raise ValueError(f"this recognizer has {self.num_streams} streams; call push_many")
+        if frame is None:
+            raise ValueError(
+                "frame is None; expected a picture. Where a camera or file has no more, stop; its events end with "
+                "reset()"
+            )
         return self.push_many([frame], [timestamp])[0]
 
     def push_many(
@@ -235,6 +242,9 @@ class StreamingRecognizer:
         Raises:
             ValueError: as `push`; all streams are as before.
         """
+        for name, given in (("frames", frames), ("timestamps", timestamps)):
+            if not isinstance(given, (list, tuple)) and (name == "frames" or given is not None):
+                raise ValueError(f"{name} is {shown(given)}; expected a list of one for each stream")
         timestamps = [None] * len(frames) if timestamps is None else timestamps
         if not len(frames) == len(timestamps) == self.num_streams:
             raise ValueError(
@@ -243,8 +253,8 @@ class StreamingRecognizer:
             )
         pictures = [None if frame is None else _as_tensor(frame) for frame in frames]
         for stamp in timestamps:
-            if stamp is not None and not math.isfinite(stamp):
-                raise ValueError(f"timestamp is {stamp}; expected a finite number of seconds")
+            if stamp is not None:
+                finite_number(stamp, "timestamp", "a finite number of seconds")
         due = []
         for number, (picture, stamp) in enumerate(zip(pictures, timestamps, strict=True)):
             if picture is not None and self._admit(self._streams[number], picture, stamp):
@@ -267,7 +277,7 @@ class StreamingRecognizer:
         Returns:
             the events that went on and have ended with this.
         """
-        numbers = range(self.num_streams) if stream is None else [stream]
+        numbers = range(self.num_streams) if stream is None else [self._number(stream)]
         ended = []
         for number in numbers:
             ended += self._streams[number].restart("reset")
@@ -277,10 +287,13 @@ class StreamingRecognizer:
 
     def snapshot(self, stream: int = 0) -> Any:
         """All that is known of a stream, for `restore`, here or in another process; can be pickled."""
-        return copy.deepcopy(self._streams[stream])
+        return copy.deepcopy(self._streams[self._number(stream)])
 
     def restore(self, snapshot: Any, stream: int = 0) -> None:
         """Go on where a `snapshot` of a recognizer with the same checkpoint and options was taken."""
+        if not isinstance(snapshot, _Stream):
+            raise ValueError(f"snapshot is {shown(snapshot)}; expected what snapshot() gave")
+        stream = self._number(stream)
         restored = copy.deepcopy(snapshot)
         restored.state = tuple(tensor.to(self.device) for tensor in restored.state)
         self._streams[stream] = restored
@@ -288,6 +301,9 @@ class StreamingRecognizer:
     def init_state(self, batch: int = 1) -> State:
         """The state of ``batch`` streams before their first frame, for `CausalStep`; see there."""
         return self._causal().init_state(batch, self.checkpoint.preprocessing.size)
+
+    def _number(self, stream: int) -> int:
+        return whole(stream, "stream", most=self.num_streams - 1)
 
     def _causal(self) -> CausalStep:
         if self.step is None:
@@ -445,7 +461,9 @@ def _as_tensor(frame: Frame) -> Tensor:
     if isinstance(frame, np.ndarray):
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or frame.size == 0:
             raise ValueError(f"frame is an array {frame.dtype} {frame.shape}; expected RGB uint8 (H, W, 3)")
-        return torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
+        # torch warns of memory that it may not write to, such as a pipe's bytes; a copy costs microseconds.
+        pixels = np.ascontiguousarray(frame) if frame.flags.writeable else frame.copy()
+        return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
     if not isinstance(frame, Tensor):
         raise ValueError(f"frame is {type(frame).__name__}; expected a tensor or an array of RGB uint8")
     if frame.ndim != 3 or frame.shape[0] != 3 or frame.dtype != torch.uint8 or frame.numel() == 0:

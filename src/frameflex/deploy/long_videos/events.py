@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from frameflex.arguments import finite_number, whole
 from frameflex.new_files import new_file
 from frameflex.printable import printable, to_json, writable
 
@@ -85,16 +86,15 @@ class EventDetector:
         min_seconds: float = 0.0,
         nothing: str | int | None = None,
     ) -> None:
-        if not 0 < threshold <= 1:
-            raise ValueError(f"threshold is {threshold}; expected a probability above 0 and up to 1")
-        release = 0.7 * threshold if release is None else release
-        if not 0 <= release <= threshold:
-            raise ValueError(
-                f"release is {release}; expected 0 to the threshold, {threshold}: an event starts at the threshold "
-                "and ends below release"
-            )
-        if not 0 <= min_seconds < math.inf:
-            raise ValueError(f"min_seconds is {min_seconds}; expected at least 0 seconds")
+        above = "a probability above 0 and up to 1"
+        threshold = finite_number(threshold, "threshold", above, least=math.ulp(0.0), most=1)
+        below = f"0 to the threshold, {threshold:g}: an event starts at the threshold and ends below release"
+        release = (
+            0.7 * threshold
+            if release is None
+            else finite_number(release, "release", below, least=0, most=threshold)
+        )
+        min_seconds = finite_number(min_seconds, "min_seconds", "at least 0 seconds", least=0)
         self.class_names = tuple(class_names)
         self.threshold, self.release, self.min_seconds = threshold, release, min_seconds
         self.nothing = _class_index(nothing, self.class_names)
@@ -314,9 +314,7 @@ def _class_index(name: str | int | None, class_names: Sequence[str]) -> int | No
             shown = ", ".join(class_names[:8]) + (", ..." if len(class_names) > 8 else "")
             raise ValueError(f"nothing is {name!r}, which is no class; expected one of {shown}")
         return list(class_names).index(name)
-    if not 0 <= name < len(class_names):
-        raise ValueError(f"nothing is class {name}; expected 0 to {len(class_names) - 1}")
-    return name
+    return whole(name, "nothing", most=len(class_names) - 1)
 
 
 def _srt(seconds: float) -> str:
