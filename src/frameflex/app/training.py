@@ -103,7 +103,10 @@ class Training:
         with self._lock:
             if self.state == "running" and self._process is not None:
                 self.state = "stopping"
-                self._process.send_signal(signal.SIGINT)
+                if sys.platform == "win32":
+                    self._process.terminate()  # there is no gentle way; the last checkpoint is whole
+                else:
+                    self._process.send_signal(signal.SIGINT)
 
     def close(self) -> None:
         """Stop, and wait for it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import threading
 import webbrowser
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def run(argv: list[str], console: Any) -> int:
     def tell(address: str) -> None:
         console.print(f"the page is at {address}; Ctrl-C ends it", markup=False, soft_wrap=True)
         if not args.no_browser:
-            webbrowser.open(address)
+            # Apart, because a browser in the terminal would hold the page's own process.
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
     run_server(app, host="127.0.0.1", port=args.port, on_start=tell)
     return 0

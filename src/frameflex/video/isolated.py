@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -137,7 +138,7 @@ class Isolated:
         methods = multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:
-            self._context.set_forkserver_preload([function.__module__])
+            self._context.set_forkserver_preload([__name__, function.__module__])
         self._worker: _Worker | None = None
 
     def start(self) -> None:
@@ -242,6 +243,9 @@ def _work(
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
     logging.disable(logging.CRITICAL)  # its handlers belong to the process that was copied, and may be locked
     torch.set_num_threads(1)
+    with contextlib.suppress(OSError):  # no Linux
+        # A file that takes all memory should cost this process, not the one with the network.
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
     connection.send(None)
     while True:
         while not connection.poll(IDLE_SECONDS):

@@ -152,7 +152,7 @@ function showStanding(message) {
   $("teach-standing").replaceChildren(
     el("strong", {}, `${message.right} of ${message.number} clips`),
     ` are told right by the others: ${percent(share)}, somewhere from ${percent(low)} to ${percent(high)} `,
-    el("span", { class: "quiet" }, "(Wilson's 95 % interval; as good as that for people and places that were recorded)"),
+    el("span", { class: "quiet" }, "(Wilson's 95 % interval; for people and places as recorded)"),
   );
   $("teach-confusions").replaceChildren(
     ...(message.confusions.length ? [el("h3", {}, "Taken for another")] : []),
