@@ -3,14 +3,15 @@
     python benchmarks/own_videos.py FOLDER runs/own --classes left,right,up,down --fold-column scene --folds 3 \\
         --seeds 0,1 --backbone tf_efficientnet_lite0 --pretrained weights.safetensors
 
-FOLDER holds labels.csv with the columns path and label; whole values of `--fold-column` are held out (a number modulo the
-folds, a text dealt by its videos), or with `--split-column` what it calls test. Ways:
+FOLDER holds labels.csv with the columns path and label; whole values of `--fold-column` are held out (a number modulo
+the folds, a text dealt by its videos), or with `--split-column` what it calls test. Ways:
 
-- `frameflex`: the command line `frameflex train LIST` with nothing given but the start; measured after its last epoch, so
-  that no number is chosen by the held-out videos.
-- `plain loop`: forty lines of PyTorch over the same network and the same pixels: AdamW 5e-4, batches of 4, cosine, every
-  frame decoded once, the same number of steps, no augmentation but a window of 85 to 100 %.
-- `frozen`: logistic regression on the frozen backbone's features of the frames, mean and deviation (`evaluate --baseline`'s).
+- `frameflex`: the command line `frameflex train LIST` with nothing given but the start; measured after its last
+  epoch, so that no number is chosen by the held-out videos.
+- `plain loop`: forty lines of PyTorch over the same network and the same pixels: AdamW 5e-4, batches of 4, cosine,
+  every frame decoded once, the same number of steps, no augmentation but a window of 85 to 100 %.
+- `frozen`: logistic regression on the frozen backbone's features of the frames, mean, or mean and deviation: the
+  better of the two (`evaluate --baseline`).
 
 What is in OUTPUT already is not repeated. Prints top-1 at T, mean ± deviation over folds and seeds, and minutes.
 """

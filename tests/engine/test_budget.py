@@ -1,14 +1,19 @@
 """Runs that fit into minutes, and videos that are decoded once."""
 
+import copy
 import json
 from dataclasses import replace
 
 import pytest
+import torch
 from helpers import bar_folder, tiny_recipe
+from timm.layers import Conv2dSame
+from torch import nn
 
 from frameflex.engine import budget
 from frameflex.engine.budget import fit_to_minutes
 from frameflex.engine.recipe import RecipeError
+from frameflex.engine.run import _depthwise_in_float32
 from frameflex.engine.training import train
 
 
@@ -75,3 +80,20 @@ def test_a_budget_that_nobody_fitted_is_refused(tmp_path):
         train(recipe)
     with pytest.raises(RecipeError, match="training.minutes is 0.0; expected above 0"):
         tiny_recipe(tmp_path, tmp_path / "run", minutes=0.0)
+
+
+def test_depthwise_convolutions_stay_in_float32_where_a_cpu_trains_in_bfloat16(tmp_path):
+    recipe = tiny_recipe(bar_folder(tmp_path / "bars"), tmp_path / "run", epochs=1, precision="bf16")
+    recipe = replace(recipe, model=replace(recipe.model, backbone="test_efficientnet"))
+    train(recipe)
+    assert all(0 < loss < 5 for loss in losses(tmp_path / "run"))
+    own = nn.Conv2d(4, 4, 3, groups=4)
+    padded = Conv2dSame(4, 4, 3, stride=2, groups=4)  # timm's, which pads in its own forward
+    network = nn.ModuleList([own, padded, nn.Conv2d(4, 4, 1)])
+    x = torch.randn(1, 4, 9, 9)
+    plain = [module(x) for module in network]
+    _depthwise_in_float32(network)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = [module(x) for module in copy.deepcopy(network)]
+    assert [output.dtype for output in outputs] == [torch.float32, torch.float32, torch.bfloat16]
+    assert all(torch.equal(a, b) for a, b in zip(outputs[:2], plain[:2], strict=True))

@@ -438,7 +438,7 @@ def _depthwise_in_float32(model: nn.Module) -> None:
 
 def _convolved_in_float32(conv: nn.Conv2d, x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
-        return nn.Conv2d.forward(conv, x.float())
+        return type(conv).forward(conv, x.float())  # timm's pad by themselves
 
 
 def _average_of(model: TSM, decay: float) -> ModelEmaV3:
