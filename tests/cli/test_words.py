@@ -119,6 +119,12 @@ def test_frame_counts_that_can_not_be_are_refused(arguments, count, place, capsy
         "data check ROOT/nowhere --output ROOT/a_file/out",
         "data prepare ROOT/data ROOT/a_file/out",
         "data render ROOT/a_file/out --videos 4",
+        "demo --quick --output ROOT/a_file/out",
+        "push MODEL --folder ROOT/a_file/out",
+        "benchmark test_resnet --json ROOT/a_file/out.json",
+        "benchmark test_resnet --plot ROOT/a_file/out.png",
+        "predict MODEL ROOT/data/val/*left/0.mp4 --window 1s --timeline ROOT/a_file/out.png",
+        "predict MODEL ROOT/data/val/*left/0.mp4 --window 1s --annotate ROOT/a_file/out.mp4",
         "convert ROOT/nowhere.pth --to ROOT/a_file/out.safetensors",
     ],
 )

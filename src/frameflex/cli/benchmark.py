@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frameflex.cli.options import PRECISIONS, frame_counts, parser_of, positive
+from frameflex.cli.options import PRECISIONS, check_place, frame_counts, parser_of, positive
 
 if TYPE_CHECKING:
     from frameflex.deploy.benchmark import BenchmarkReport, Timing
@@ -26,9 +26,11 @@ def run(argv: list[str], console: Any) -> int:
     from frameflex.deploy.benchmark import benchmark
     from frameflex.report import write_json
 
-    for file in (args.json, args.plot):
+    for name, file in (("--json", args.json), ("--plot", args.plot)):
         if file and file.is_dir():
             raise ValueError(f"{file} is a folder; expected the name of a file to write")
+        if file:
+            check_place(file, name=name)
     if args.threads:
         torch.set_num_threads(args.threads)
     model, size = _network(args.network, args.size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from frameflex.cli.options import fail, parser_of
+from frameflex.cli.options import check_place, fail, parser_of
 
 
 def run(argv: list[str], console: Any) -> int:
@@ -26,6 +26,7 @@ def run(argv: list[str], console: Any) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of data and training (default: 0)")
     args = parser.parse_args(argv)
+    check_place(args.output)
     from frameflex.demo import demo
     from frameflex.engine.watching import Interrupted
 

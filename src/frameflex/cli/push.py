@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from frameflex.cli.options import parser_of
+from frameflex.cli.options import check_place, parser_of
+from frameflex.printable import printable
 
 
 def run(argv: list[str], console: Any) -> int:
@@ -39,6 +40,8 @@ def run(argv: list[str], console: Any) -> int:
         parser.error("nowhere to put it; expected OWNER/NAME, or --folder FOLDER")
     from frameflex.checkpoint import load_checkpoint
 
+    if args.folder:
+        check_place(Path(args.folder), name="--folder")
     checkpoint = load_checkpoint(args.checkpoint)
     checkpoint.license = args.license or checkpoint.license
     if args.results:
@@ -48,7 +51,7 @@ def run(argv: list[str], console: Any) -> int:
             "no licence is recorded, so that nobody may use these weights; say --license", markup=False
         )
     if args.folder:
-        print(checkpoint.save_pretrained(args.folder, repo_id=args.repository))  # noqa: T201
+        print(printable(checkpoint.save_pretrained(args.folder, repo_id=args.repository)))  # noqa: T201
     if args.repository and not args.folder:
         print(checkpoint.push_to_hub(args.repository, private=args.private or None))  # noqa: T201
     return 0
