@@ -71,8 +71,10 @@ def automatic_recipe(asked: Recipe, given: Collection[str], *, any_frame_count: 
     videos = videos.within(Limits(max_seconds=data.max_decode_seconds))
     if not data.nothing:  # which would be the second class
         check_classes(videos)
-    choices = _choose(asked, given, videos, _look_at(videos), any_frame_count=any_frame_count)
-    choices += _choose_reversal(asked, videos)
+    seen = _look_at(videos)
+    choices = _choose(asked, given, videos, seen, any_frame_count=any_frame_count)
+    if (max(asked.clip.frame_counts) if "clip.frame_counts" in given else seen.num_frames) > 1:
+        choices += _choose_reversal(asked, videos)
     groups: dict[str, dict[str, Any]] = {}
     for choice in choices:
         taken = {key: value for key, value in choice.values.items() if key not in given}
@@ -172,7 +174,7 @@ def _schedule(asked: Recipe, given: Collection[str], videos: VideoList) -> list[
 
 def _choose_reversal(asked: Recipe, videos: VideoList) -> list[_Choice]:
     """Clips are played backwards where that is known to show another class, or the same."""
-    if asked.data.multi_label:
+    if asked.data.multi_label or asked.model.shift == "none":
         return []
     classes = list(videos.classes)
     if asked.data.nothing and "nothing" not in classes:

@@ -143,7 +143,7 @@ def build_loader(
         transform=transform,
         sampling=clip.sampling,
         window=clip.window,
-        reversed_labels=reversed_labels(recipe, videos.classes) if clip.reverse else None,
+        reversed_labels=reversed_labels(recipe, videos.classes) if recipe.reverses else None,
         training=True,
         seed=recipe.seed,
         on_bad_video="skip",  # which the policy, in this process, decides on

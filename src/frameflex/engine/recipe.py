@@ -355,6 +355,11 @@ class Recipe:
             raise RecipeError(
                 "clip.reverse and data.reversed don't go with data.multi_label; leave out one or the other"
             )
+        if self.clip.reverse and self.model.shift == "none":
+            raise RecipeError(
+                "clip.reverse doesn't go with model.shift none: that network can't tell a clip from its reverse. "
+                "Leave out one of them"
+            )
 
     def _check_compile(self) -> None:
         for name, given in (
@@ -381,6 +386,11 @@ class Recipe:
         counts, alone = self.trained_counts, self.first_phase_epochs
         together = sum(counts) / (len(counts) if self.draws_counts else 1)
         return round(alone * counts[-1] + (self.training.epochs - alone) * together)
+
+    @property
+    def reverses(self) -> bool:
+        """Whether clips are played backwards; one of a single frame can't be."""
+        return self.clip.reverse and self.trained_counts[-1] > 1
 
     @property
     def draws_counts(self) -> bool:

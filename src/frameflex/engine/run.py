@@ -34,6 +34,7 @@ from frameflex.engine.loading import (
 from frameflex.engine.objective import FrameFlexibleObjective
 from frameflex.engine.optimization import build_optimizer, learning_rate_factor
 from frameflex.engine.recipe import Recipe, RecipeError
+from frameflex.engine.reversal_check import doubtful_reversals
 from frameflex.engine.run_folder import RunFolder
 from frameflex.engine.run_state import load_raw, restore, state_of
 from frameflex.engine.starting import build_model, preprocessing_of
@@ -234,6 +235,16 @@ class Run:
         if improved:
             self.values["best_top1"] = top1
         return measured, improved
+
+    def doubtful_reversals(self, measured: Evaluation) -> list[str]:
+        """What the network says of classes that were played backwards, once it is trained."""
+        return doubtful_reversals(
+            self.network,
+            measured,
+            self.recipe,
+            preprocessing=self.preprocessing,
+            accelerator=self.accelerator,
+        )
 
     def _frames(self, start: int, end: int) -> float:
         """Frames that one video stands for from a step to another: what the time goes with."""

@@ -205,6 +205,9 @@ def _loop(run: Run, watcher: Watcher, log: RunLog | None, stop: threading.Event)
                 log.write("validation", {"epoch": epoch, "best": improved, **measured.to_dict()})
             if watcher.on_validation:
                 watcher.on_validation(epoch, measured, improved)
+            if final:
+                for line in run.doubtful_reversals(measured):
+                    logger.warning(line)
         run.values["epoch"] = epoch + 1
         run.save()
         if not final and run.in_any(stop.is_set())[0]:
@@ -300,10 +303,10 @@ def _log_start(recipe: Recipe, model: TSM, training: VideoList, validation: Vide
             logger.info(line)
     else:
         logger.info("no horizontal flips (clip.flip is off)")
-    if recipe.clip.reverse:
+    if recipe.reverses:
         for line in describe_reversals(training.classes, recipe.data.reversed):
             logger.info(line)
-    elif recipe.data.reversed:
+    elif recipe.data.reversed and not recipe.clip.reverse:
         logger.warning(
             "data.reversed is given, but clip.reverse is off: no clip is played backwards. Set clip.reverse to true, "
             "or leave data.reversed out"
