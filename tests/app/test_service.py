@@ -302,3 +302,11 @@ def test_the_container_runs_a_command_that_exists_as_a_user_without_rights():
     users = [line.split()[1] for line in lines if line.startswith("USER")]
     assert users
     assert not any(user.startswith(("0", "root")) for user in users)
+
+
+def test_class_names_that_are_no_text_are_answered():
+    from frameflex.app.service import _NamesAsJSON
+
+    answer = _NamesAsJSON({"label": "caf\udce9 [x]\x9b"})
+    assert json.loads(answer.body) == {"label": "caf\\xe9 [x]\x9b"}
+    assert answer.headers["content-type"] == "application/json"

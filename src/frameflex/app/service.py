@@ -25,6 +25,7 @@ from frameflex.app.openapi import openapi
 from frameflex.app.uploads import Refused, Upload, deleted, receive, too_large
 from frameflex.data.transforms import VIEWS
 from frameflex.models.finite import NotFinite
+from frameflex.printable import to_json
 from frameflex.video import VideoError
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,13 @@ class _Asked:
     num_frames: int
     top: int
     views: str
+
+
+class _NamesAsJSON(JSONResponse):
+    """What holds names of classes, which may be no Unicode."""
+
+    def render(self, content: Any) -> bytes:
+        return to_json(content).encode()
 
 
 class Service:
@@ -74,7 +82,7 @@ class Service:
 
     async def show_openapi(self, request: Request) -> Response:
         checkpoint = self.answers.recognizer.checkpoint
-        return JSONResponse(openapi(checkpoint, self.answers.limits, has_token=request.app.state.has_token))
+        return _NamesAsJSON(openapi(checkpoint, self.answers.limits, has_token=request.app.state.has_token))
 
     async def predict(self, request: Request) -> Response:
         start = time.perf_counter()
@@ -99,7 +107,7 @@ class Service:
             logger.exception("a request failed")
             answer, status = {"error": f"{type(error).__name__}; the service's log says more"}, 500
         self.metrics.add_request("/predict", status, time.perf_counter() - start)
-        return JSONResponse(answer, status, {"retry-after": "1"} if status == 503 else None)
+        return _NamesAsJSON(answer, status, {"retry-after": "1"} if status == 503 else None)
 
     async def _in_time(self, work: Awaitable[dict[str, Any]]) -> dict[str, Any]:
         try:
