@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,14 +123,12 @@ def _recognize_one(
 ) -> bool:
     """Whether nothing of the video was missing."""
     from frameflex.console import progress
-    from frameflex.deploy.long_videos.drawing import clock, plot_timeline
-    from frameflex.deploy.long_videos.events import Segment, detect_events, merge_windows, write_events
+    from frameflex.deploy.long_videos.drawing import plot_timeline
+    from frameflex.deploy.long_videos.events import write_events
     from frameflex.deploy.long_videos.windows import LongVideo
 
     names = recognizer.checkpoint.class_names
-    events: list[Event] = []
-    drawn: list[Segment] = []
-    num_windows, told = 0, 0
+    watching = _Watching(args, file, names, keep_windows=timeline is not None, console=console)
     with (
         LongVideo(
             recognizer,
@@ -144,39 +142,8 @@ def _recognize_one(
         ) as video,
         progress(console, f"{file.name}, seconds") as on_progress,
     ):
-
-        def windows() -> Iterator[Segment]:
-            nonlocal num_windows, told
-            for window in video:
-                num_windows += 1
-                on_progress(int(video.seconds), int(video.duration_seconds or video.seconds))
-                told = _tell(video, told, args.json, console)
-                if args.json:
-                    best = window.probabilities.argsort()[::-1][: args.top]
-                    answers = [
-                        {"label": names[i], "index": int(i), "probability": float(window.probabilities[i])}
-                        for i in best
-                    ]
-                    _print_json({"video": str(file), **_times(window), "predictions": answers})
-                yield window
-
-        def kept(segments: Iterable[Segment]) -> Iterator[Segment]:
-            for segment in segments:
-                if timeline is not None:  # half precision: a day of windows of 400 classes stays small
-                    values = segment.probabilities.astype("float16")
-                    drawn.append(Segment(segment.start_seconds, segment.end_seconds, values))
-                yield segment
-
-        if not args.json:
-            print(printable(file))  # noqa: T201
-        for event in detect_events(kept(merge_windows(windows())), detector_of(args, names)):
-            events.append(event)
-            if args.json:
-                _print_json({"video": str(file), "event": asdict(event)})
-            else:
-                times = f"{clock(event.start_seconds)} - {clock(event.end_seconds)}"
-                print(f"  {times:>19}  {event.probability:6.1%}  {printable(event.label)}", flush=True)  # noqa: T201
-        _tell(video, told, args.json, console)
+        watching.watch(video, on_progress)
+    events = watching.events
     if not events and not args.json:
         print("  no event")  # noqa: T201
     duration = video.duration_seconds or 0.0
@@ -187,19 +154,76 @@ def _recognize_one(
             "num_frames": args.frames or recognizer.checkpoint.num_frames,
             "window_seconds": args.window,
             "stride_seconds": args.stride or args.window / 2,
-            "num_windows": num_windows,
+            "num_windows": watching.num_windows,
             "threshold": args.threshold,
             "troubles": [asdict(trouble) for trouble in video.troubles],
         }
         write_events(output, events, file_format=args.format, details=details)
     if timeline is not None:
         gaps = [(t.start_seconds, t.end_seconds) for t in video.troubles if t.kind != "size"]
-        plot_timeline(timeline, events, drawn, names, duration_seconds=duration, gaps=gaps, title=file.name)
+        plot_timeline(
+            timeline, events, watching.drawn, names, duration_seconds=duration, gaps=gaps, title=file.name
+        )
     if annotated is not None:
         with progress(console, f"{annotated.name}, seconds") as on_progress:
             for done in _annotate(file, annotated, events):
                 on_progress(int(done), int(duration))
     return not any(trouble.kind in ("damaged", "ended") for trouble in video.troubles)
+
+
+@dataclass
+class _Watching:
+    """One video while it is recognised: what is told at once, and what is kept for the files."""
+
+    args: argparse.Namespace
+    file: Path
+    names: Sequence[str]
+    keep_windows: bool
+    console: Any
+    events: list[Event] = field(default_factory=list)
+    drawn: list[Segment] = field(default_factory=list)
+    num_windows: int = 0
+    num_told: int = 0  # of the troubles
+
+    def watch(self, video: LongVideo, on_progress: Callable[[int, int], None]) -> None:
+        """Go through the windows of a video, and say each event when it is over."""
+        from frameflex.deploy.long_videos.drawing import clock
+        from frameflex.deploy.long_videos.events import detect_events, merge_windows
+
+        if not self.args.json:
+            print(printable(self.file))  # noqa: T201
+        segments = merge_windows(self._windows(video, on_progress))
+        for event in detect_events(self._kept(segments), detector_of(self.args, self.names)):
+            self.events.append(event)
+            if self.args.json:
+                _print_json({"video": str(self.file), "event": asdict(event)})
+            else:
+                times = f"{clock(event.start_seconds)} - {clock(event.end_seconds)}"
+                print(f"  {times:>19}  {event.probability:6.1%}  {printable(event.label)}", flush=True)  # noqa: T201
+        _tell(video, self.num_told, self.args.json, self.console)
+
+    def _windows(self, video: LongVideo, on_progress: Callable[[int, int], None]) -> Iterator[Segment]:
+        for window in video:
+            self.num_windows += 1
+            on_progress(int(video.seconds), int(video.duration_seconds or video.seconds))
+            self.num_told = _tell(video, self.num_told, self.args.json, self.console)
+            if self.args.json:
+                best = window.probabilities.argsort()[::-1][: self.args.top]
+                answers = [
+                    {"label": self.names[i], "index": int(i), "probability": float(window.probabilities[i])}
+                    for i in best
+                ]
+                _print_json({"video": str(self.file), **_times(window), "predictions": answers})
+            yield window
+
+    def _kept(self, segments: Iterable[Segment]) -> Iterator[Segment]:
+        from frameflex.deploy.long_videos.events import Segment
+
+        for segment in segments:
+            if self.keep_windows:  # half precision: a day of windows of 400 classes stays small
+                values = segment.probabilities.astype("float16")
+                self.drawn.append(Segment(segment.start_seconds, segment.end_seconds, values))
+            yield segment
 
 
 def _annotate(file: Path, target: Path, events: Sequence[Event]) -> Iterator[float]:

@@ -120,55 +120,24 @@ def predict_manifest(
         OSError: if a part can't be written; the parts before it stay.
     """
     options = options or BatchOptions()
-    if on_bad_video not in ("error", "skip"):
-        raise ValueError(f"on_bad_video is {on_bad_video!r}; expected 'error' or 'skip'.")
-    if part_format not in (None, "parquet", "jsonl"):
-        raise ValueError(f"part_format is {part_format!r}; expected 'parquet' or 'jsonl'.")
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank is {rank} of {world_size} processes; expected 0 to {world_size - 1}.")
-    if rows_a_part is not None and rows_a_part < 1:
-        raise ValueError(f"rows_a_part is {rows_a_part}; expected at least 1.")
+    _check_arguments(on_bad_video, part_format, rows_a_part, rank, world_size)
     num_rows = sum(1 for _ in read_manifest(manifest, video_dir=video_dir))
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    begun = _read_plan(folder)
-    if rows_a_part is None:
-        fair = -(-num_rows // (world_size * PARTS_A_PROCESS))
-        rows_a_part = begun["rows_a_part"] if begun else min(MOST_ROWS_A_PART, fair)
-    part_format = part_format or (begun["part_format"] if begun else _default_format())
-    if part_format == "parquet":
-        _import_pyarrow()
-    _agree_on_plan(
-        folder,
-        {
-            "format_version": 1,
-            "manifest": os.fspath(manifest),
-            "manifest_sha256": digest_of(manifest),
-            "video_dir": None if video_dir is None else os.fspath(video_dir),
-            "num_rows": num_rows,
-            "rows_a_part": rows_a_part,
-            "part_format": part_format,
-            "checkpoint_sha256": checkpoint_digest,
-            "quarantine_sha256": _digest_of_text(json.dumps(sorted((quarantine or {}).items()))),
-            "precision": recognizer.precision,
-            **{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(options).items()},
-        },
-    )
-    num_parts = -(-num_rows // rows_a_part)
-    report = BatchReport(num_rows=num_rows, num_parts=num_parts)
-    own_rows = sum(
-        min(num_rows, (part + 1) * rows_a_part) - part * rows_a_part
-        for part in range(rank, num_parts, world_size)
-    )
+    parts = _division(folder, num_rows, world_size, part_format, rows_a_part)
+    plan = _plan_of(recognizer, manifest, options, checkpoint_digest, parts, video_dir, quarantine)
+    _agree_on_plan(folder, plan)
+    report = BatchReport(num_rows=num_rows, num_parts=parts.number)
+    own_rows = sum(parts.num_rows_of(part) for part in range(rank, parts.number, world_size))
     done = 0
     rows = read_manifest(manifest, video_dir=video_dir)
-    for part, group in groupby(rows, key=lambda row: row.number // rows_a_part):
+    for part, group in groupby(rows, key=lambda row: row.number // parts.rows_a_part):
         if part % world_size != rank:
             continue
-        target = _part_path(folder, part, part_format)
+        target = _part_path(folder, part, parts.format)
         if target.is_file():
             report.num_parts_kept += 1
-            done += min(num_rows, (part + 1) * rows_a_part) - part * rows_a_part
+            done += parts.num_rows_of(part)
             if on_progress is not None:
                 on_progress(done, own_rows)
             continue
@@ -182,8 +151,80 @@ def predict_manifest(
                 done += 1
                 if on_progress is not None:
                     on_progress(done, own_rows)
-        _write_part(target, answers, part_format)
-    return _sum_up(folder, report, part_format)
+        _write_part(target, answers, parts.format)
+    return _sum_up(folder, report, parts.format)
+
+
+def _check_arguments(
+    on_bad_video: str, part_format: str | None, rows_a_part: int | None, rank: int, world_size: int
+) -> None:
+    if on_bad_video not in ("error", "skip"):
+        raise ValueError(f"on_bad_video is {on_bad_video!r}; expected 'error' or 'skip'.")
+    if part_format not in (None, "parquet", "jsonl"):
+        raise ValueError(f"part_format is {part_format!r}; expected 'parquet' or 'jsonl'.")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank is {rank} of {world_size} processes; expected 0 to {world_size - 1}.")
+    if rows_a_part is not None and rows_a_part < 1:
+        raise ValueError(f"rows_a_part is {rows_a_part}; expected at least 1.")
+
+
+@dataclass(frozen=True)
+class _Division:
+    """How a manifest's rows are divided into parts."""
+
+    num_rows: int
+    rows_a_part: int
+    format: PartFormat
+
+    @property
+    def number(self) -> int:
+        return -(-self.num_rows // self.rows_a_part)
+
+    def num_rows_of(self, part: int) -> int:
+        return min(self.num_rows, (part + 1) * self.rows_a_part) - part * self.rows_a_part
+
+
+def _division(
+    folder: Path,
+    num_rows: int,
+    world_size: int,
+    part_format: PartFormat | None,
+    rows_a_part: int | None,
+) -> _Division:
+    """The parts' format and length as asked for, as the folder was begun, or as suits the rows and processes."""
+    begun = _read_plan(folder)
+    if rows_a_part is None:
+        fair = -(-num_rows // (world_size * PARTS_A_PROCESS))
+        rows_a_part = begun["rows_a_part"] if begun else min(MOST_ROWS_A_PART, fair)
+    part_format = part_format or (begun["part_format"] if begun else _default_format())
+    if part_format == "parquet":
+        _import_pyarrow()
+    return _Division(num_rows, rows_a_part, part_format)
+
+
+def _plan_of(
+    recognizer: Recognizer,
+    manifest: str | os.PathLike[str],
+    options: BatchOptions,
+    checkpoint_digest: str,
+    parts: _Division,
+    video_dir: str | os.PathLike[str] | None,
+    quarantine: Mapping[str, str] | None,
+) -> dict[str, Any]:
+    """All that the parts of one folder have in common."""
+    return {
+        "format_version": 1,
+        "manifest": os.fspath(manifest),
+        "manifest_sha256": digest_of(manifest),
+        "video_dir": None if video_dir is None else os.fspath(video_dir),
+        "num_rows": parts.num_rows,
+        "rows_a_part": parts.rows_a_part,
+        "part_format": parts.format,
+        "checkpoint_sha256": checkpoint_digest,
+        "quarantine_sha256": _digest_of_text(json.dumps(sorted((quarantine or {}).items()))),
+        "precision": recognizer.precision,
+        **{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(options).items()},
+    }
 
 
 def read_parts(output: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:

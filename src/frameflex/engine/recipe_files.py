@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+if TYPE_CHECKING:
+    import jsonargparse
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +28,46 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
         FileNotFoundError: if there is no such recipe, in the file system or among the bundled ones.
         SystemExit: after --help.
     """
+    from frameflex.engine.recipe import Recipe, RecipeError, check_keys, read_yaml
+
+    parser = _parser()
+    arguments = _written_out(argv)
+    automatic = bool(arguments) and "--recipe" not in arguments and _are_videos(arguments[0])
+    if automatic:
+        arguments[0:1] = ["--data.train", arguments[0]]
+    elif arguments and not arguments[0].startswith("-"):
+        arguments[0:1] = ["--recipe", arguments[0]]
+    given = _check_given(arguments)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="jsonargparse")
+        parsed = parser.parse_args(_with_lists(arguments))
+        former = Path(parsed.output) / "recipe.yaml"
+        if automatic and parsed.resume and former.is_file():
+            automatic = False
+            check_keys(read_yaml(former), str(former))
+            parsed = parser.parse_args(_with_lists(["--recipe", str(former), *arguments]))
+        read = parser.instantiate(parsed)
+    recipe = Recipe(**{name: read[name] for name in Recipe.__dataclass_fields__})
+    if automatic:
+        from frameflex.engine.automatic import automatic_recipe
+
+        recipe = automatic_recipe(recipe, given, any_frame_count=parsed.any_frame_count)
+    elif parsed.any_frame_count and not parsed.resume:
+        raise RecipeError(
+            "--any-frame-count goes with a folder of videos; with a recipe give --method ffn and --clip.frame_counts"
+        )
+    if parsed.precision is not None:
+        if "training.precision" in given:
+            raise RecipeError("both --precision and --training.precision are given; expected one of them")
+        precision = training_precision(parsed.precision)
+        recipe = replace(recipe, training=replace(recipe.training, precision=precision))
+    return recipe, bool(parsed.resume)
+
+
+def _parser() -> jsonargparse.ArgumentParser:
     import jsonargparse
 
-    from frameflex.engine.recipe import Recipe, RecipeError, check_key, check_keys, known_keys, read_yaml
+    from frameflex.engine.recipe import Recipe, RecipeError
     from frameflex.models.precision import PRECISIONS
 
     class RecipeParser(jsonargparse.ArgumentParser):
@@ -74,12 +114,14 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
         "the hardware does fast",
     )
     parser.add_class_arguments(Recipe)
-    arguments, given = _written_out(argv), set()
-    automatic = bool(arguments) and "--recipe" not in arguments and _are_videos(arguments[0])
-    if automatic:
-        arguments[0:1] = ["--data.train", arguments[0]]
-    elif arguments and not arguments[0].startswith("-"):
-        arguments[0:1] = ["--recipe", arguments[0]]
+    return parser
+
+
+def _check_given(arguments: list[str]) -> set[str]:
+    """The keys that are given as options, all of them known; a recipe's name is put in full, in its place."""
+    from frameflex.engine.recipe import check_key, check_keys, known_keys, read_yaml
+
+    given = set()
     for i, argument in enumerate(arguments):
         if argument == "--recipe" and i + 1 < len(arguments):
             path = find_recipe(arguments[i + 1])
@@ -101,54 +143,7 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
             if not key.startswith("print_config"):
                 check_key(key, [*known_keys(), "resume"], "command line")
                 given.add(key)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module="jsonargparse")
-        parsed = parser.parse_args(_with_lists(arguments))
-        former = Path(parsed.output) / "recipe.yaml"
-        if automatic and parsed.resume and former.is_file():
-            automatic = False
-            check_keys(read_yaml(former), str(former))
-            parsed = parser.parse_args(_with_lists(["--recipe", str(former), *arguments]))
-        read = parser.instantiate(parsed)
-    recipe = Recipe(**{name: read[name] for name in Recipe.__dataclass_fields__})
-    if automatic:
-        from frameflex.engine.automatic import automatic_recipe
-
-        recipe = automatic_recipe(recipe, given, any_frame_count=parsed.any_frame_count)
-    elif parsed.any_frame_count and not parsed.resume:
-        raise RecipeError(
-            "--any-frame-count goes with a folder of videos; with a recipe give --method ffn and --clip.frame_counts"
-        )
-    if parsed.precision is not None:
-        if "training.precision" in given:
-            raise RecipeError("both --precision and --training.precision are given; expected one of them")
-        precision = training_precision(parsed.precision)
-        recipe = replace(recipe, training=replace(recipe.training, precision=precision))
-    return recipe, bool(parsed.resume)
-
-
-def training_precision(precision: str) -> Literal["no", "bf16", "fp16"]:
-    """`Training.precision` that stands for a precision as other commands name it, on the device of a run.
-
-    Raises:
-        RecipeError: if networks can't be trained in it here.
-    """
-    import torch
-
-    from frameflex.engine.recipe import RecipeError
-    from frameflex.models.precision import chosen_precision, possible_precisions
-
-    names: dict[str, Literal["no", "bf16", "fp16"]] = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if precision != "auto" and precision not in possible_precisions(device):
-        raise RecipeError(
-            f"--precision {precision}: networks can't be trained in that on {device}; expected auto, "
-            f"{', '.join(possible_precisions(device))}"
-        )
-    chosen = chosen_precision(precision, device)
-    if precision == "auto":
-        log.info("training in %s, by what this hardware does fast", chosen)
-    return names[chosen]
+    return given
 
 
 def _are_videos(name: str) -> bool:
@@ -212,6 +207,30 @@ def _in_words(message: str) -> str:
         "dict": "a table such as {name: value}",
     }
     return f"{key} is {value}; expected {kinds.get(kind, 'true or false' if kind == 'bool' else f'a {kind}')}"
+
+
+def training_precision(precision: str) -> Literal["no", "bf16", "fp16"]:
+    """`Training.precision` that stands for a precision as other commands name it, on the device of a run.
+
+    Raises:
+        RecipeError: if networks can't be trained in it here.
+    """
+    import torch
+
+    from frameflex.engine.recipe import RecipeError
+    from frameflex.models.precision import chosen_precision, possible_precisions
+
+    names: dict[str, Literal["no", "bf16", "fp16"]] = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if precision != "auto" and precision not in possible_precisions(device):
+        raise RecipeError(
+            f"--precision {precision}: networks can't be trained in that on {device}; expected auto, "
+            f"{', '.join(possible_precisions(device))}"
+        )
+    chosen = chosen_precision(precision, device)
+    if precision == "auto":
+        log.info("training in %s, by what this hardware does fast", chosen)
+    return names[chosen]
 
 
 def bundled_recipes() -> list[Path]:

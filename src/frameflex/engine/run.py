@@ -92,18 +92,7 @@ class Run:
             task.training.labels, len(task.classes), task.label_sets.table if task.label_sets else None
         )
         objective = _build_objective(recipe, self.model, targets, task.label_sets)
-        self.batches = EpochBatches(
-            len(task.training),
-            batch_size=training.batch_size,
-            seed=recipe.seed,
-            frame_counts=recipe.trained_counts,
-            draws_counts=recipe.draws_counts,
-            first_phase_epochs=recipe.first_phase_epochs,
-            random_counts=recipe.objective.random_counts,
-            weights=video_weights(targets) if recipe.objective.class_balance == "sampling" else None,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-        )
+        self.batches = _build_batches(recipe, task, targets, accelerator)
         optimizer = build_optimizer(recipe, self.model, accelerator.num_processes)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         transform = build_transform(recipe, task.training, self.preprocessing)
@@ -413,6 +402,22 @@ class Run:
                 self.values["bad"][video.name] = video.reason
                 logger.warning("left out of training: %s: %s", video.name, video.reason)
         check_bad_share(list(self.values["bad"]), self.batches.num_videos, "training videos")
+
+
+def _build_batches(recipe: Recipe, task: Task, targets: Tensor, accelerator: Accelerator) -> EpochBatches:
+    """Which videos of an epoch go together, and at which frame counts."""
+    return EpochBatches(
+        len(task.training),
+        batch_size=recipe.training.batch_size,
+        seed=recipe.seed,
+        frame_counts=recipe.trained_counts,
+        draws_counts=recipe.draws_counts,
+        first_phase_epochs=recipe.first_phase_epochs,
+        random_counts=recipe.objective.random_counts,
+        weights=video_weights(targets) if recipe.objective.class_balance == "sampling" else None,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
 
 
 def _build_objective(
