@@ -13,9 +13,10 @@ import torch
 from helpers import bar_folder, moving_bar, write_video
 
 from frameflex.cli import main
-from frameflex.data import preparing
+from frameflex.data import encoding, preparing
 from frameflex.data.checking import check
 from frameflex.data.datasets import load_videos, survey
+from frameflex.data.encoding import Task
 from frameflex.data.preparing import Encoding, prepare
 from frameflex.data.shards import ShardError
 from frameflex.video import VideoError, open_video
@@ -172,7 +173,7 @@ def test_a_call_that_is_stopped_between_two_shards_keeps_the_first(tmp_path, dat
         prepare(survey(data), out, encoding=Encoding("lossless"), videos_per_shard=2)
     assert sorted(path.name for path in out.glob("*.tar")) == sorted(packed)
     monkeypatch.setattr(preparing, "_pack", pack)
-    monkeypatch.setattr(preparing, "_encode", None)  # nothing is encoded again
+    monkeypatch.setattr(preparing, "encode", None)  # nothing is encoded again
     prepare(survey(data), out, encoding=Encoding("lossless"), videos_per_shard=2)
     assert content(out) == content(tmp_path / "whole")
 
@@ -224,7 +225,7 @@ def _full_disk(task):
 
 def test_a_full_disk_stops_the_work_and_is_not_taken_for_a_bad_video(tmp_path, data, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(preparing, "_encode", _full_disk)
+        patched.setattr(preparing, "encode", _full_disk)
         with pytest.raises(ShardError, match="No space left"):
             prepare(survey(data), tmp_path / "out", on_bad_video="skip")
     prepare(survey(data), tmp_path / "out", on_bad_video="skip")
@@ -251,13 +252,13 @@ def test_a_part_that_rots_before_it_is_packed_is_noticed(tmp_path, data, monkeyp
 def test_what_was_encoded_wrongly_is_noticed(tmp_path):
     write_video(tmp_path / "in" / "one.mp4", moving_bar(8, rightwards=True, size=64))
     [record] = survey(tmp_path / "in").videos
-    task = preparing._Task("k", 0, record, "", str(tmp_path), Encoding("jpeg"))
+    task = Task("k", 0, record, "", str(tmp_path), Encoding("jpeg"))
     with record.open() as reader:
-        written = preparing._write(reader, task, tmp_path / "part.mkv")
-    preparing._verify(tmp_path / "part.mkv", written)
+        written = encoding._write(reader, task, tmp_path / "part.mkv")
+    encoding._verify(tmp_path / "part.mkv", written)
     written.fields[3] = written.fields[6]
     with pytest.raises(VideoError, match="frame 3 reads back as another one"):
-        preparing._verify(tmp_path / "part.mkv", written)
+        encoding._verify(tmp_path / "part.mkv", written)
 
 
 @pytest.mark.parametrize(
