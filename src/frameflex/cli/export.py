@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from frameflex.cli.options import (
     PRECISIONS,
@@ -18,10 +18,48 @@ from frameflex.cli.options import (
 )
 from frameflex.printable import printable, to_json
 
+if TYPE_CHECKING:
+    from frameflex.checkpoint import Checkpoint
+    from frameflex.data.records import VideoList
+
 FORMATS = ("onnx", "openvino", "torchexport", "torchscript")  # named here so that --help needs no torch
 
 
 def run(argv: list[str], console: Any) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    _check_precision(parser, args)
+    if args.step:
+        return _export_step(parser, args, console)
+    from frameflex.checkpoint import load_checkpoint
+    from frameflex.export import export
+
+    if args.output.exists():
+        raise FileExistsError(f"{args.output} is there already; choose another --output")
+    check_place(args.output)
+    checkpoint = load_checkpoint(args.checkpoint)
+    manifest = export(
+        checkpoint,
+        args.output,
+        format=args.format,
+        frame_counts=args.frames,
+        batch=args.batch,
+        half=args.half,
+        int8_videos=_calibration_videos(args, checkpoint, console) if args.int8 else None,
+        check_videos=_check_videos(args, checkpoint) if args.check else None,
+        min_agreement=args.min_agreement,
+        uint8_input=args.uint8_input,
+        opset=args.opset,
+        num_workers=args.workers,
+        on_bad_video=args.on_bad_video,
+        on_progress=lambda what: console.print(what),
+    )
+    _say_how_close(manifest, console)
+    print(to_json(manifest, indent=1) if args.json else printable(args.output))  # noqa: T201
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = parser_of(
         "export",
         "Write a checkpoint as graphs for ONNX Runtime, OpenVINO or torch: a folder with one graph for each frame\n"
@@ -50,6 +88,31 @@ def run(argv: list[str], console: Any) -> int:
         help="what the graphs hold: float32 (which auto is), float16 (the same as --half) or int8 (with --int8). In "
         "what OpenVINO computes a float32 graph is chosen where it runs, by predict --precision",
     )
+    _add_smaller_options(parser)
+    parser.add_argument(
+        "--uint8-input",
+        action="store_true",
+        help="the graph takes pixels, resized and cropped, and normalises them itself",
+    )
+    parser.add_argument(
+        "--step",
+        action="store_true",
+        help="of a causal checkpoint: the one-frame step for streams, a frame and the state in, logits and the next "
+        "state out (onnx and openvino); --frames names the count whose parts serve (default: the largest)",
+    )
+    parser.add_argument("--opset", type=positive, default=18, help="operator set of onnx (default: 18)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
+    add_decode_limit_option(parser)
+    add_bad_video_options(
+        parser,
+        skip="leave it out of --int8 and --check, named; stop when more than 1 %% and more than 3 are bad",
+    )
+    parser.add_argument("--json", action="store_true", help="print the manifest instead of the folder's name")
+    return parser
+
+
+def _add_smaller_options(parser: argparse.ArgumentParser) -> None:
+    """--half and --int8, and how they are checked."""
     smaller = parser.add_mutually_exclusive_group()
     smaller.add_argument("--half", action="store_true", help="half-precision weights and arithmetic")
     smaller.add_argument(
@@ -78,84 +141,6 @@ def run(argv: list[str], console: Any) -> int:
         default=0.8,
         help="share of the checked videos that must keep their label, 0 to 1 (default: 0.8)",
     )
-    parser.add_argument(
-        "--uint8-input",
-        action="store_true",
-        help="the graph takes pixels, resized and cropped, and normalises them itself",
-    )
-    parser.add_argument(
-        "--step",
-        action="store_true",
-        help="of a causal checkpoint: the one-frame step for streams, a frame and the state in, logits and the next "
-        "state out (onnx and openvino); --frames names the count whose parts serve (default: the largest)",
-    )
-    parser.add_argument("--opset", type=positive, default=18, help="operator set of onnx (default: 18)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
-    add_decode_limit_option(parser)
-    add_bad_video_options(
-        parser,
-        skip="leave it out of --int8 and --check, named; stop when more than 1 %% and more than 3 are bad",
-    )
-    parser.add_argument("--json", action="store_true", help="print the manifest instead of the folder's name")
-    args = parser.parse_args(argv)
-    _check_precision(parser, args)
-    if args.step:
-        return _export_step(parser, args, console)
-    from frameflex.checkpoint import load_checkpoint
-    from frameflex.data.datasets import load_split
-    from frameflex.data.finding import find_video_files
-    from frameflex.data.quarantine import quarantined_files
-    from frameflex.data.records import VideoList, VideoRecord
-    from frameflex.export import export
-
-    if args.output.exists():
-        raise FileExistsError(f"{args.output} is there already; choose another --output")
-    check_place(args.output)
-    checkpoint = load_checkpoint(args.checkpoint)
-    calibration = None
-    if args.int8:
-        files, left_out = quarantined_files(find_video_files(args.int8), args.quarantine)
-        for file, reason in left_out.items():
-            console.print(f"left out: {file}: {reason}", markup=False, soft_wrap=True)
-        number = min(len(files), args.calibrate_with)
-        files = [files[i * len(files) // number] for i in range(number)]
-        calibration = VideoList(
-            [VideoRecord(file, None, str(file)) for file in files],
-            checkpoint.class_names,
-            limits=limits_of(args),
-        )
-    check = None
-    if args.check:
-        check = load_split(args.check, args.split, classes=checkpoint.class_names, quarantine=args.quarantine)
-        check = check.within(limits_of(args))
-    manifest = export(
-        checkpoint,
-        args.output,
-        format=args.format,
-        frame_counts=args.frames,
-        batch=args.batch,
-        half=args.half,
-        int8_videos=calibration,
-        check_videos=check,
-        min_agreement=args.min_agreement,
-        uint8_input=args.uint8_input,
-        opset=args.opset,
-        num_workers=args.workers,
-        on_bad_video=args.on_bad_video,
-        on_progress=lambda what: console.print(what),
-    )
-    for row in manifest.get("parity", []):
-        console.print(
-            f"T = {row['num_frames']}, batch {row['batch']}: logits differ by at most {row['max_difference']:.2g} "
-            f"(allowed: {row['allowed']:.2g})"
-        )
-    for row in manifest.get("agreement", []):
-        line = f"T = {row['num_frames']}: the model's label on {row['same_label']:.1%} of {row['num_videos']} videos"
-        if "top1_model" in row:
-            line += f"; top-1 {row['top1_model']:.1%} before, {row['top1_graph']:.1%} after"
-        console.print(line)
-    print(to_json(manifest, indent=1) if args.json else printable(args.output))  # noqa: T201
-    return 0
 
 
 def _check_precision(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -206,6 +191,44 @@ def _export_step(parser: argparse.ArgumentParser, args: argparse.Namespace, cons
     )
     print(to_json(manifest, indent=1) if args.json else printable(args.output))  # noqa: T201
     return 0
+
+
+def _calibration_videos(args: argparse.Namespace, checkpoint: Checkpoint, console: Any) -> VideoList:
+    """Those of --int8, at most --calibrate-with of them, spread evenly."""
+    from frameflex.data.finding import find_video_files
+    from frameflex.data.quarantine import quarantined_files
+    from frameflex.data.records import VideoList, VideoRecord
+
+    files, left_out = quarantined_files(find_video_files(args.int8), args.quarantine)
+    for file, reason in left_out.items():
+        console.print(f"left out: {file}: {reason}", markup=False, soft_wrap=True)
+    number = min(len(files), args.calibrate_with)
+    files = [files[i * len(files) // number] for i in range(number)]
+    return VideoList(
+        [VideoRecord(file, None, str(file)) for file in files],
+        checkpoint.class_names,
+        limits=limits_of(args),
+    )
+
+
+def _check_videos(args: argparse.Namespace, checkpoint: Checkpoint) -> VideoList:
+    from frameflex.data.datasets import load_split
+
+    check = load_split(args.check, args.split, classes=checkpoint.class_names, quarantine=args.quarantine)
+    return check.within(limits_of(args))
+
+
+def _say_how_close(manifest: dict[str, Any], console: Any) -> None:
+    for row in manifest.get("parity", []):
+        console.print(
+            f"T = {row['num_frames']}, batch {row['batch']}: logits differ by at most {row['max_difference']:.2g} "
+            f"(allowed: {row['allowed']:.2g})"
+        )
+    for row in manifest.get("agreement", []):
+        line = f"T = {row['num_frames']}: the model's label on {row['same_label']:.1%} of {row['num_videos']} videos"
+        if "top1_model" in row:
+            line += f"; top-1 {row['top1_model']:.1%} before, {row['top1_graph']:.1%} after"
+        console.print(line)
 
 
 def _frames(text: str) -> tuple[int, ...] | str:

@@ -24,6 +24,7 @@ from frameflex.cli.options import (
 from frameflex.printable import to_json
 
 if TYPE_CHECKING:
+    from frameflex.checkpoint import Checkpoint
     from frameflex.deploy.live.sources import LiveFrame, LiveSource, Notice
     from frameflex.deploy.live.streaming import StreamingRecognizer, StreamPrediction
     from frameflex.deploy.long_videos.events import Event
@@ -32,117 +33,21 @@ _CONSENSUS = ("mean", "exponential", "window", "last")  # named here so that --h
 
 
 def run(argv: list[str], console: Any) -> int:
-    parser = parser_of(
-        "stream",
-        "Recognise what happens in live pictures. Prints a JSON object a line: predictions now and then, events as\n"
-        "they start and end, notices of all that happens to a source. Ends with the sources, or by Ctrl-C.",
-        "frameflex stream causal.safetensors 0 --rate 8 --show\n"
-        "  frameflex stream causal.safetensors rtsp://camera-1/live rtsp://camera-2/live --save seen.mp4\n"
-        "  ffmpeg -i IN -f rawvideo -pix_fmt rgb24 - | frameflex stream causal.safetensors - --size 480x640 --fps 30",
-    )
-    parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a causal .safetensors file of frameflex; any with --window"
-    )
-    parser.add_argument(
-        "sources",
-        nargs="+",
-        metavar="SOURCE",
-        help="a webcam's number, a file, an address (rtsp, http, ...), or - for raw RGB pictures on standard input",
-    )
-    parser.add_argument("--size", type=_size, metavar="HxW", help="of raw pictures, such as 480x640")
-    parser.add_argument("--fps", type=_rate, help="of raw pictures")
-    which = parser.add_argument_group("what the network sees").add_mutually_exclusive_group()
-    which.add_argument("--rate", type=_rate, metavar="FPS", help="so many frames a second")
-    which.add_argument(
-        "--stride", type=positive, help="every so many frames (default: as in training, else 1)"
-    )
-    parser.add_argument(
-        "--every-frame",
-        action="store_true",
-        help="don't keep pace and drop no frame; for files and -",
-    )
-    parser.add_argument(
-        "--window",
-        type=frame_count,
-        metavar="T",
-        help="look at the last T frames each time: for any checkpoint",
-    )
-    parser.add_argument(
-        "--hop", type=positive, default=1, help="with --window: every so many frames (default: 1)"
-    )
-    parser.add_argument(
-        "--frames",
-        type=frame_count,
-        help="of a frame-flexible checkpoint, the parts of which T (default: largest)",
-    )
-    parser.add_argument(
-        "--consensus", choices=_CONSENSUS, help="over frames (default: window; with --window: last)"
-    )
-    parser.add_argument("--memory", type=positive, help="frames of the consensus (default: T)")
-    add_event_options(parser.add_argument_group("events"))
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--print-every", type=seconds, default=1.0, metavar="TIME", help="between predictions (default: 1s)"
-    )
-    output.add_argument("--show", action="store_true", help="show the labelled pictures in a window")
-    output.add_argument(
-        "--save",
-        type=Path,
-        metavar="MP4",
-        help="write the labelled pictures; of several sources MP4-1, MP4-2, ...",
-    )
-    parser.add_argument(
-        "--duration", type=seconds, metavar="TIME", help="stop after so long (default: never)"
-    )
-    parser.add_argument(
-        "--timeout", type=seconds, default=10.0, metavar="TIME", help="longest wait for data (default: 10s)"
-    )
-    parser.add_argument(
-        "--give-up",
-        type=seconds,
-        default=60.0,
-        metavar="TIME",
-        help="so long without a picture ends a source that can't be reached (default: 60s)",
-    )
-    add_device_option(parser)
-    add_precision_option(parser)
+    parser = _parser()
     args = parser.parse_args(argv)
     if args.sources.count("-") > 1:
         parser.error("- is given twice; standard input is one source")
     if args.release is not None and args.release > args.threshold:
         parser.error(f"--release {args.release:g} is above --threshold {args.threshold:g}")
-    import torch
-
     from frameflex.checkpoint import load_checkpoint
     from frameflex.deploy.live.sources import LiveSource, running
-    from frameflex.deploy.live.streaming import StreamingRecognizer, stride_of_training
+    from frameflex.deploy.live.streaming import stride_of_training
 
     saved = _saved_names(args.save, len(args.sources))
     check_inputs_stay(saved, [args.checkpoint, *args.sources])
     checkpoint = load_checkpoint(args.checkpoint)
     detector_of(args, checkpoint.class_names)  # says early what can't work
-    interval = 1 / args.rate if args.rate else 0.0
-    recognizer = StreamingRecognizer(
-        checkpoint,
-        stride=1,  # the sources choose: a frame that the network won't see needs no conversion
-        num_frames=args.frames,
-        window=args.window,
-        hop=args.hop,
-        consensus=args.consensus,
-        memory=args.memory,
-        max_gap_seconds=max(5.0, 4 * interval),  # the sources tell of gaps of their own
-        threshold=args.threshold,
-        release=args.release,
-        min_seconds=args.min_length or 0.0,
-        nothing=args.nothing,
-        num_streams=len(args.sources),
-        device=args.device,
-        precision=args.precision,
-    )
-    # The first forward is the slowest: live pictures shouldn't wait for it.
-    blank = torch.zeros(3, 64, 64, dtype=torch.uint8)
-    recognizer.push_many([blank] * len(args.sources), [0.0] * len(args.sources))
-    recognizer.reset()
+    recognizer = _recognizer(args, checkpoint)
     stride = args.stride or stride_of_training(checkpoint.sampling, recognizer.num_frames)
     sources = [
         LiveSource(
@@ -174,6 +79,129 @@ def run(argv: list[str], console: Any) -> int:
             if window is not None and not window.update():
                 break  # closed by hand
     return 1 if any(source.failed for source in sources) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_of(
+        "stream",
+        "Recognise what happens in live pictures. Prints a JSON object a line: predictions now and then, events as\n"
+        "they start and end, notices of all that happens to a source. Ends with the sources, or by Ctrl-C.",
+        "frameflex stream causal.safetensors 0 --rate 8 --show\n"
+        "  frameflex stream causal.safetensors rtsp://camera-1/live rtsp://camera-2/live --save seen.mp4\n"
+        "  ffmpeg -i IN -f rawvideo -pix_fmt rgb24 - | frameflex stream causal.safetensors - --size 480x640 --fps 30",
+    )
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a causal .safetensors file of frameflex; any with --window"
+    )
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="a webcam's number, a file, an address (rtsp, http, ...), or - for raw RGB pictures on standard input",
+    )
+    _add_picture_options(parser)
+    _add_network_options(parser)
+    add_event_options(parser.add_argument_group("events"))
+    _add_output_options(parser)
+    parser.add_argument(
+        "--duration", type=seconds, metavar="TIME", help="stop after so long (default: never)"
+    )
+    parser.add_argument(
+        "--timeout", type=seconds, default=10.0, metavar="TIME", help="longest wait for data (default: 10s)"
+    )
+    parser.add_argument(
+        "--give-up",
+        type=seconds,
+        default=60.0,
+        metavar="TIME",
+        help="so long without a picture ends a source that can't be reached (default: 60s)",
+    )
+    add_device_option(parser)
+    add_precision_option(parser)
+    return parser
+
+
+def _add_picture_options(parser: argparse.ArgumentParser) -> None:
+    """What comes in, and which of it the network sees."""
+    parser.add_argument("--size", type=_size, metavar="HxW", help="of raw pictures, such as 480x640")
+    parser.add_argument("--fps", type=_rate, help="of raw pictures")
+    which = parser.add_argument_group("what the network sees").add_mutually_exclusive_group()
+    which.add_argument("--rate", type=_rate, metavar="FPS", help="so many frames a second")
+    which.add_argument(
+        "--stride", type=positive, help="every so many frames (default: as in training, else 1)"
+    )
+    parser.add_argument(
+        "--every-frame",
+        action="store_true",
+        help="don't keep pace and drop no frame; for files and -",
+    )
+
+
+def _add_network_options(parser: argparse.ArgumentParser) -> None:
+    """How many frames it looks at, and what becomes of their answers."""
+    parser.add_argument(
+        "--window",
+        type=frame_count,
+        metavar="T",
+        help="look at the last T frames each time: for any checkpoint",
+    )
+    parser.add_argument(
+        "--hop", type=positive, default=1, help="with --window: every so many frames (default: 1)"
+    )
+    parser.add_argument(
+        "--frames",
+        type=frame_count,
+        help="of a frame-flexible checkpoint, the parts of which T (default: largest)",
+    )
+    parser.add_argument(
+        "--consensus", choices=_CONSENSUS, help="over frames (default: window; with --window: last)"
+    )
+    parser.add_argument("--memory", type=positive, help="frames of the consensus (default: T)")
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--print-every", type=seconds, default=1.0, metavar="TIME", help="between predictions (default: 1s)"
+    )
+    output.add_argument("--show", action="store_true", help="show the labelled pictures in a window")
+    output.add_argument(
+        "--save",
+        type=Path,
+        metavar="MP4",
+        help="write the labelled pictures; of several sources MP4-1, MP4-2, ...",
+    )
+
+
+def _recognizer(args: argparse.Namespace, checkpoint: Checkpoint) -> StreamingRecognizer:
+    """The network, ready: it has seen a picture, and forgotten it."""
+    import torch
+
+    from frameflex.deploy.live.streaming import StreamingRecognizer
+
+    interval = 1 / args.rate if args.rate else 0.0
+    recognizer = StreamingRecognizer(
+        checkpoint,
+        stride=1,  # the sources choose: a frame that the network won't see needs no conversion
+        num_frames=args.frames,
+        window=args.window,
+        hop=args.hop,
+        consensus=args.consensus,
+        memory=args.memory,
+        max_gap_seconds=max(5.0, 4 * interval),  # the sources tell of gaps of their own
+        threshold=args.threshold,
+        release=args.release,
+        min_seconds=args.min_length or 0.0,
+        nothing=args.nothing,
+        num_streams=len(args.sources),
+        device=args.device,
+        precision=args.precision,
+    )
+    # The first forward is the slowest: live pictures shouldn't wait for it.
+    blank = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    recognizer.push_many([blank] * len(args.sources), [0.0] * len(args.sources))
+    recognizer.reset()
+    return recognizer
 
 
 class _Streams:
