@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,15 +84,20 @@ def export(
             what the model does. Nothing is left at ``path`` then.
         VideoError: if a video can't be decoded, or too many can't.
     """
-    tell = on_progress or log.info
-    _check_arguments(
-        format,
+    asked = _Asked(
+        format=format,
         batch=batch,
         half=half,
         int8_videos=int8_videos,
+        check_videos=check_videos if check_videos is not None else int8_videos,
         min_agreement=min_agreement,
+        uint8_input=uint8_input,
         opset=opset,
+        num_workers=num_workers,
+        on_bad_video=on_bad_video,
+        tell=on_progress or log.info,
     )
+    _check_arguments(asked)
     path = Path(path)
     if path.exists() or path.is_symlink():
         raise FileExistsError(f"{path} is there already; choose another folder, or remove it first")
@@ -104,86 +110,46 @@ def export(
         )
     counts = _frame_counts(checkpoint, frame_counts, format)
     check_model(checkpoint, counts)
-    precision = "half" if half else "float32" if int8_videos is None else "int8"
 
     with new_folder(path) as folder:
-        graphs: list[dict[str, Any]] = []
-        for count in counts:
-            name = f"model_{'any' if count is None else count}.{SUFFIXES[format]}"
-            named = "any number of frames" if count is None else f"{count} frames"
-            tell(f"{format}: the graph for {named}")
-            network = export_network(
-                checkpoint.model,
-                count,
-                batch=batch,
-                pixels=checkpoint.preprocessing if uint8_input else None,
-                crop_size=checkpoint.preprocessing.size,
-                cut=format in ("onnx", "openvino"),
-                divide=format in ("onnx", "openvino") and int8_videos is None,
-                quantised=int8_videos is not None,
-            )
-            write_graph(network, folder / name, format=format, half=half, opset=opset)
-            if int8_videos is not None:
-                tell(f"{format}: calibrating int8 with {len(int8_videos)} videos")
-                clips = VideoClips(
-                    checkpoint,
-                    int8_videos,
-                    count or checkpoint.num_frames,
-                    batch,
-                    num_workers=num_workers,
-                    on_bad_video=on_bad_video,
-                )
-                with contextlib.closing(clips):
-                    QUANTIZERS[format](folder / name, clips, network.to_input)
-            graphs.append({"num_frames": "any" if count is None else count, "file": name})
-        manifest: dict[str, Any] = {
-            "format": format,
-            "precision": precision,
-            "batch": batch,
-            "uint8_input": uint8_input,
-            "input": _input(checkpoint.preprocessing, counts, batch, uint8_input),
-            "output": {"name": "logits", "dtype": "float32", "shape": ["B", len(checkpoint.class_names)]},
-            "opset": opset if format == "onnx" else None,
-            "graphs": graphs,
-            **describe(checkpoint),
-        }
+        graphs = [_write_graph(asked, checkpoint, count, folder) for count in counts]
+        manifest = _manifest(asked, checkpoint, counts, graphs)
         write_manifest(folder, manifest)
         exported = ExportedModel(*read_manifest(folder))
-        tell("comparing with the model")
-        if precision != "int8":
-            manifest["parity"] = compare_logits(checkpoint, exported, counts, half=half)
-        videos = check_videos if check_videos is not None else int8_videos
-        if videos is not None and precision != "float32":
-            manifest["agreement"] = [
-                compare_labels(
-                    checkpoint,
-                    exported,
-                    videos,
-                    count or checkpoint.num_frames,
-                    min_agreement=min_agreement,
-                    num_workers=num_workers,
-                    on_bad_video=on_bad_video,
-                )
-                for count in counts
-            ]
+        asked.tell("comparing with the model")
+        manifest |= _compare(asked, checkpoint, exported, counts)
         written = write_manifest(folder, manifest)
     return read_manifest(path / written.name)[1]
 
 
-def _check_arguments(
-    format: str,
-    *,
-    batch: int | str,
-    half: bool,
-    int8_videos: VideoList | None,
-    min_agreement: float,
-    opset: int,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """The arguments of `export` that say how, by their names."""
+
+    format: str
+    batch: int | str
+    half: bool
+    int8_videos: VideoList | None
+    check_videos: VideoList | None
+    min_agreement: float
+    uint8_input: bool
+    opset: int
+    num_workers: int
+    on_bad_video: Literal["error", "skip"]
+    tell: Callable[[str], None]
+
+    @property
+    def precision(self) -> str:
+        return "half" if self.half else "float32" if self.int8_videos is None else "int8"
+
+
+def _check_arguments(asked: _Asked) -> None:
+    format, batch, int8_videos, opset = asked.format, asked.batch, asked.int8_videos, asked.opset
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
     if batch != "dynamic" and (isinstance(batch, str) or batch < 1):
         raise ValueError(f'batch is {batch!r}; expected "dynamic" or a whole number of at least 1')
-    if half and int8_videos is not None:
+    if asked.half and int8_videos is not None:
         raise ValueError("both half and int8_videos are given; expected one of them")
     if int8_videos is not None and format not in ("onnx", "openvino"):
         raise ValueError(f"format {format!r} has no int8 here; expected onnx or openvino")
@@ -194,8 +160,8 @@ def _check_arguments(
             f"opset is {opset}; expected {OPSETS[0]} to {OPSETS[1]}. A runtime that needs an older operator "
             "set can't take these graphs: update it, or export to another format"
         )
-    if not 0 <= min_agreement <= 1:
-        raise ValueError(f"min_agreement is {min_agreement}; expected 0 to 1")
+    if not 0 <= asked.min_agreement <= 1:
+        raise ValueError(f"min_agreement is {asked.min_agreement}; expected 0 to 1")
 
 
 def _check_packages(format: str, *, int8: bool) -> None:
@@ -231,6 +197,76 @@ def _frame_counts(
     if not counts or counts[0] < 1:
         raise ValueError(f"frame_counts is {counts}; expected one or more of at least 1 each")
     return list(counts)
+
+
+def _write_graph(asked: _Asked, checkpoint: Checkpoint, count: int | None, folder: Path) -> dict[str, Any]:
+    """One graph's file; returns its row of the manifest."""
+    name = f"model_{'any' if count is None else count}.{SUFFIXES[asked.format]}"
+    named = "any number of frames" if count is None else f"{count} frames"
+    asked.tell(f"{asked.format}: the graph for {named}")
+    network = export_network(
+        checkpoint.model,
+        count,
+        batch=asked.batch,
+        pixels=checkpoint.preprocessing if asked.uint8_input else None,
+        crop_size=checkpoint.preprocessing.size,
+        cut=asked.format in ("onnx", "openvino"),
+        divide=asked.format in ("onnx", "openvino") and asked.int8_videos is None,
+        quantised=asked.int8_videos is not None,
+    )
+    write_graph(network, folder / name, format=asked.format, half=asked.half, opset=asked.opset)
+    if asked.int8_videos is not None:
+        asked.tell(f"{asked.format}: calibrating int8 with {len(asked.int8_videos)} videos")
+        clips = VideoClips(
+            checkpoint,
+            asked.int8_videos,
+            count or checkpoint.num_frames,
+            asked.batch,
+            num_workers=asked.num_workers,
+            on_bad_video=asked.on_bad_video,
+        )
+        with contextlib.closing(clips):
+            QUANTIZERS[asked.format](folder / name, clips, network.to_input)
+    return {"num_frames": "any" if count is None else count, "file": name}
+
+
+def _manifest(
+    asked: _Asked, checkpoint: Checkpoint, counts: Sequence[int | None], graphs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "format": asked.format,
+        "precision": asked.precision,
+        "batch": asked.batch,
+        "uint8_input": asked.uint8_input,
+        "input": _input(checkpoint.preprocessing, counts, asked.batch, asked.uint8_input),
+        "output": {"name": "logits", "dtype": "float32", "shape": ["B", len(checkpoint.class_names)]},
+        "opset": asked.opset if asked.format == "onnx" else None,
+        "graphs": graphs,
+        **describe(checkpoint),
+    }
+
+
+def _compare(
+    asked: _Asked, checkpoint: Checkpoint, exported: ExportedModel, counts: Sequence[int | None]
+) -> dict[str, Any]:
+    """How close the graphs are to the model, for the manifest."""
+    found: dict[str, Any] = {}
+    if asked.precision != "int8":
+        found["parity"] = compare_logits(checkpoint, exported, counts, half=asked.half)
+    if asked.check_videos is not None and asked.precision != "float32":
+        found["agreement"] = [
+            compare_labels(
+                checkpoint,
+                exported,
+                asked.check_videos,
+                count or checkpoint.num_frames,
+                min_agreement=asked.min_agreement,
+                num_workers=asked.num_workers,
+                on_bad_video=asked.on_bad_video,
+            )
+            for count in counts
+        ]
+    return found
 
 
 def _input(

@@ -64,15 +64,8 @@ def export_step(
         ExportError: if a package is missing, the network can't be turned into such a graph, or the graph doesn't do
             what the model does. Nothing is left at ``path`` then.
     """
-    if format not in STEP_FORMATS:
-        raise ValueError(f"format is {format!r}; expected one of {', '.join(STEP_FORMATS)}")
-    if batch != "dynamic" and (isinstance(batch, str) or batch < 1):
-        raise ValueError(f'batch is {batch!r}; expected "dynamic" or a whole number of at least 1')
     path = Path(path)
-    if path.exists() or path.is_symlink():
-        raise FileExistsError(f"{path} is there already; choose another folder, or remove it first")
-    for package in ("onnx", "onnxscript", "onnxruntime" if format == "onnx" else "openvino"):
-        needed(package, f"exporting the step to {format}")
+    _check_possible(path, format, batch)
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint)
     size = size or checkpoint.preprocessing.size
@@ -121,6 +114,17 @@ def export_step(
         }
         write_manifest(folder, manifest)
     return manifest
+
+
+def _check_possible(path: Path, format: str, batch: int | str) -> None:
+    if format not in STEP_FORMATS:
+        raise ValueError(f"format is {format!r}; expected one of {', '.join(STEP_FORMATS)}")
+    if batch != "dynamic" and (isinstance(batch, str) or batch < 1):
+        raise ValueError(f'batch is {batch!r}; expected "dynamic" or a whole number of at least 1')
+    if path.exists() or path.is_symlink():
+        raise FileExistsError(f"{path} is there already; choose another folder, or remove it first")
+    for package in ("onnx", "onnxscript", "onnxruntime" if format == "onnx" else "openvino"):
+        needed(package, f"exporting the step to {format}")
 
 
 def open_step(path: str | Path, *, precision: str = "float32") -> Runner:

@@ -143,34 +143,13 @@ class StreamingRecognizer:
         for name, value in (("num_frames", num_frames), ("window", window)):
             if value is not None:
                 checked_num_frames(value, name)
-        for name, value, least in (
-            ("stride", stride, 1),
-            ("hop", hop, 1),
-            ("memory", memory, 1),
-            ("warm_up", warm_up, 1),
-            ("num_streams", num_streams, 1),
-        ):
-            if value is not None or name not in ("stride", "memory"):
-                whole(value, name, least=least)
-        for name, rate in (
-            ("interval_seconds", interval_seconds),
-            ("fps", fps),
-            ("max_gap_seconds", max_gap_seconds),
-        ):
-            never = name == "max_gap_seconds" and rate == math.inf  # starts a stream afresh
-            if not never and (rate is not None or name != "interval_seconds"):
-                finite_number(rate, name, "a number of more than 0", least=math.ulp(0.0), most=math.inf)
+        _check_at_least_one(stride=stride, hop=hop, memory=memory, warm_up=warm_up, num_streams=num_streams)
+        _check_positive(interval_seconds=interval_seconds, fps=fps, max_gap_seconds=max_gap_seconds)
         consensus = consensus or ("window" if window is None else "last")
         if consensus not in CONSENSUS:
             raise ValueError(f"consensus is {consensus!r}; expected one of {', '.join(CONSENSUS)}")
-        shift = checkpoint.model.config["shift"]
-        if window is None and shift == "bidirectional":
-            raise ValueError(
-                "the checkpoint's shift is bidirectional: its frames depend on later ones, which a stream has not "
-                "seen yet. Either train a causal one (model.shift: causal; with model.init: this checkpoint it "
-                "starts from what it knows), or let this one look at a sliding window: window="
-                f"{checkpoint.num_frames} (--window on the command line), at {checkpoint.num_frames} times the cost"
-            )
+        if window is None:
+            _check_causal(checkpoint)
         self.checkpoint = checkpoint
         self.device = chosen_device(device)
         self.precision = precision_of(checkpoint.model, precision, self.device)
@@ -186,17 +165,7 @@ class StreamingRecognizer:
         self.consensus, self.memory = consensus, memory or self.num_frames
         self.fps, self.max_gap_seconds, self.warm_up = fps, max_gap_seconds, warm_up
         self._transform = EvalTransform(checkpoint.preprocessing)
-        if nothing is None and "nothing" in checkpoint.class_names:
-            nothing = "nothing"
-        self._fresh = _Stream(
-            EventDetector(
-                checkpoint.class_names,
-                threshold=threshold,
-                release=release,
-                min_seconds=min_seconds,
-                nothing=nothing,
-            )
-        )
+        self._fresh = _Stream(_detector(checkpoint, threshold, release, min_seconds, nothing))
         self._zeros = self.init_state() if self.step else ()
         self._streams = [copy.deepcopy(self._fresh) for _ in range(num_streams)]
 
@@ -394,6 +363,47 @@ class StreamingRecognizer:
             event=stream.detector.current,
             ended=tuple(ended),
         )
+
+
+def _check_at_least_one(**counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None or name not in ("stride", "memory"):
+            whole(value, name, least=1)
+
+
+def _check_positive(**rates: float | None) -> None:
+    for name, rate in rates.items():
+        never = name == "max_gap_seconds" and rate == math.inf  # starts a stream afresh
+        if not never and (rate is not None or name != "interval_seconds"):
+            finite_number(rate, name, "a number of more than 0", least=math.ulp(0.0), most=math.inf)
+
+
+def _check_causal(checkpoint: Checkpoint) -> None:
+    if checkpoint.model.config["shift"] == "bidirectional":
+        raise ValueError(
+            "the checkpoint's shift is bidirectional: its frames depend on later ones, which a stream has not "
+            "seen yet. Either train a causal one (model.shift: causal; with model.init: this checkpoint it "
+            "starts from what it knows), or let this one look at a sliding window: window="
+            f"{checkpoint.num_frames} (--window on the command line), at {checkpoint.num_frames} times the cost"
+        )
+
+
+def _detector(
+    checkpoint: Checkpoint,
+    threshold: float,
+    release: float | None,
+    min_seconds: float,
+    nothing: str | None,
+) -> EventDetector:
+    if nothing is None and "nothing" in checkpoint.class_names:
+        nothing = "nothing"
+    return EventDetector(
+        checkpoint.class_names,
+        threshold=threshold,
+        release=release,
+        min_seconds=min_seconds,
+        nothing=nothing,
+    )
 
 
 def stride_of_training(sampling: dict[str, Any], num_frames: int) -> int:
