@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from frameflex.motion import rendering as motion
+from frameflex.motion import scenes
 from frameflex.motion.rendering import CLASSES, VIDEO_FOLDER, render, render_frames
 
 SIZE = 32
@@ -80,16 +81,16 @@ def test_every_class_has_a_twin() -> None:
     assert 8 <= len(CLASSES) <= 14
 
 
-def _path_of_the_object(class_index: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> motion._Path:
+def _path_of_the_object(class_index: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> scenes._Path:
     """What render_frames paints last: the object, over background and distractors."""
-    painted: list[motion._Path] = []
-    real = motion._paint
+    painted: list[scenes._Path] = []
+    real = scenes._paint
 
-    def spy(canvas: np.ndarray, thing: motion._Thing, path: motion._Path) -> None:
+    def spy(canvas: np.ndarray, thing: scenes._Thing, path: scenes._Path) -> None:
         painted.append(path)
         real(canvas, thing, path)
 
-    monkeypatch.setattr(motion, "_paint", spy)
+    monkeypatch.setattr(scenes, "_paint", spy)
     frames_of(class_index, seed)
     monkeypatch.undo()
     return painted[-1]
@@ -113,8 +114,8 @@ def test_a_movement_goes_one_way_over_all_of_the_video(
 
 def test_going_and_coming_back_visits_the_positions_of_going_one_way(monkeypatch: pytest.MonkeyPatch) -> None:
     time = (np.arange(24) + 0.5) / 24
-    sweep = motion._uneven(time, np.random.default_rng(0))
-    loop = motion._played(sweep, "there_and_back")
+    sweep = scenes._uneven(time, np.random.default_rng(0))
+    loop = scenes._played(sweep, "there_and_back")
     assert np.array_equal(np.sort(loop), sweep)
     assert (np.diff(loop[:12]) > 0).all()
     assert (np.diff(loop[12:]) < 0).all()
@@ -153,11 +154,11 @@ def test_pixels_go_where_the_class_says(
 
 
 def test_turning_clockwise_turns_clockwise_on_the_screen() -> None:
-    thing = motion._Thing("bar", "striped", np.full((64, 64, 3), 255, np.float32))
+    thing = scenes._Thing("bar", "striped", np.full((64, 64, 3), 255, np.float32))
     canvas = np.zeros((2, 64, 64, 3), np.float32)
     flat, ones = np.zeros(2), np.ones(2)
-    path = motion._Path(flat + 0.5, flat + 0.5, 0.4 * ones, np.array([0.0, np.pi / 4]), ones)
-    motion._paint(canvas, thing, path)
+    path = scenes._Path(flat + 0.5, flat + 0.5, 0.4 * ones, np.array([0.0, np.pi / 4]), ones)
+    scenes._paint(canvas, thing, path)
     right_and_below, right_and_above = canvas[:, 48, 48, 0], canvas[:, 16, 48, 0]
     assert right_and_below.tolist() == [0, 255]
     assert right_and_above.tolist() == [0, 0]

@@ -114,15 +114,7 @@ class Run:
         self.clock = LoaderClock(recipe.data.num_workers)
         self.memory_told = False  # once a run, not each epoch
         self.filling = False  # the cache of frames, by a thread, in the first epoch
-        self.values: dict[str, Any] = {
-            "epoch": 0,
-            "step": 0,
-            "best_top1": -1.0,
-            "seen": 0,  # in this epoch, with `right`
-            "right": 0.0,
-            "bad": {},  # why, by the name of a video that can't be decoded
-            **made_of,
-        }
+        self.values = _at_the_start(made_of)
         if former and former.training:
             self.values |= {**former.training.values, **made_of}
             restore(self, former.training)
@@ -402,6 +394,19 @@ class Run:
                 self.values["bad"][video.name] = video.reason
                 logger.warning("left out of training: %s: %s", video.name, video.reason)
         check_bad_share(list(self.values["bad"]), self.batches.num_videos, "training videos")
+
+
+def _at_the_start(made_of: Mapping[str, int | str]) -> dict[str, Any]:
+    """`Run.values` before the first step."""
+    return {
+        "epoch": 0,
+        "step": 0,
+        "best_top1": -1.0,
+        "seen": 0,  # in this epoch, with `right`
+        "right": 0.0,
+        "bad": {},  # why, by the name of a video that can't be decoded
+        **made_of,
+    }
 
 
 def _build_batches(recipe: Recipe, task: Task, targets: Tensor, accelerator: Accelerator) -> EpochBatches:
