@@ -104,10 +104,10 @@ def test_a_movement_goes_one_way_over_all_of_the_video(
     change: str, attribute: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class_index = next(i for i, c in enumerate(CLASSES) if (c.change, c.order) == (change, "forward"))
-    monkeypatch.setattr(motion, "_sway", lambda time, rng, amplitude: np.zeros_like(time))
+    monkeypatch.setattr(scenes, "_sway", lambda time, rng, amplitude: np.zeros_like(time))
     for seed in range(5):
         with monkeypatch.context() as still:
-            still.setattr(motion, "_camera", lambda time, rng: np.zeros((2, len(time))))
+            still.setattr(scenes, "_camera", lambda time, rng: np.zeros((2, len(time))))
             values = getattr(_path_of_the_object(class_index, seed, still), attribute)
         assert (np.diff(values) > 0).all()
 
