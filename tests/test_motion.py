@@ -146,7 +146,7 @@ def test_pixels_go_where_the_class_says(
         "_background",
         lambda rng, size, camera: np.zeros((camera.shape[1], size, size, 3), np.float32),
     )
-    monkeypatch.setattr(motion, "_NUM_DISTRACTORS", (0, 1))
+    monkeypatch.setattr(scenes, "_NUM_DISTRACTORS", (0, 1))
     class_index = [c.template for c in CLASSES].index(template)
     for seed in range(4):
         centre = _redness_centre(frames_of(class_index, seed, 64))
