@@ -142,7 +142,7 @@ def test_pixels_go_where_the_class_says(
     template: str, axis: int, sign: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        motion,
+        scenes,
         "_background",
         lambda rng, size, camera: np.zeros((camera.shape[1], size, size, 3), np.float32),
     )

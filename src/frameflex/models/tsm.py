@@ -136,11 +136,7 @@ class TSM(nn.Module):
         if temporal_pool:
             replace_module(self.backbone, "layer2.0", TemporalPool(self.backbone.get_submodule("layer2.0")))
         self.dropout = nn.Dropout(dropout)
-        # MobileNets put a convolution behind the pooling: what the classifier sees is wider than the last stage.
-        num_features = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
-        self.head = nn.Linear(int(num_features), num_classes)  # type: ignore[arg-type]
-        nn.init.normal_(self.head.weight, std=0.001)  # as published; keeps the first predictions near uniform
-        nn.init.zeros_(self.head.bias)
+        self.head = _classifier(self.backbone, num_classes)
 
     def forward(self, clip: Tensor) -> Tensor:
         """Classify clips of any length.
@@ -436,3 +432,12 @@ def _out_channels(block: nn.Module) -> int:
     """Of a ResNet's residual block: those of its last convolution."""
     last = [module for name, module in block.named_modules() if name.endswith(("conv1", "conv2", "conv3"))]
     return last[-1].out_channels
+
+
+def _classifier(backbone: nn.Module, num_classes: int) -> nn.Linear:
+    # MobileNets put a convolution behind the pooling: what the classifier sees is wider than the last stage.
+    num_features = getattr(backbone, "head_hidden_size", None) or backbone.num_features
+    head = nn.Linear(int(num_features), num_classes)  # type: ignore[arg-type]
+    nn.init.normal_(head.weight, std=0.001)  # as published; keeps the first predictions near uniform
+    nn.init.zeros_(head.bias)
+    return head
