@@ -11,7 +11,9 @@ MOST_LINES_OF_A_FUNCTION = 60  # without its docstring
 MOST_LINES_OF_A_FILE = 520
 
 # What is longer, by its name as the tests below say it, and why. A row whose reason is gone has to go, too.
-ALLOWED: dict[str, str] = {}
+ALLOWED = {
+    "frameflex/engine/recipe.py": "a recipe's keys, their defaults and their checks: looked up, not read through",
+}
 
 
 def functions_of(tree: ast.AST, inside: str = "") -> Iterator[tuple[str, int]]:
