@@ -1,5 +1,6 @@
 """The page of `frameflex app`, talked to as a tab does: each answer is that of the command line."""
 
+import asyncio
 import json
 
 import pytest
@@ -238,3 +239,32 @@ def test_the_reasons_are_those_of_explain(tab, things):
         )
     lost = [tab.get("importance")["lost"] for _ in range(4)]
     assert lost == pytest.approx(expected.importance.tolist(), abs=1e-5)
+
+
+def test_a_tab_that_does_not_listen_holds_nobody_up(things, tmp_path, monkeypatch):
+    from frameflex.app.page import Folders, Page
+    from frameflex.app.talking import TabClosed
+
+    class Deaf:
+        async def send(self, message):
+            await asyncio.sleep(60)
+
+    class Gone:
+        async def send(self, message):
+            raise TabClosed
+
+    class Listening:
+        def __init__(self):
+            self.heard = []
+
+        async def send(self, message):
+            self.heard.append(message)
+
+    monkeypatch.setattr("frameflex.app.page._PATIENCE_SECONDS", 0.1)
+    recognizer = Recognizer.from_checkpoint(things / "tiny.safetensors", device="cpu")
+    page = Page(recognizer, "tiny", (), Folders(tmp_path / "taught", tmp_path / "runs"), 1)
+    last = Listening()
+    page._talks = [Deaf(), Gone(), last]
+    asyncio.run(page.tell_all({"type": "hello"}))
+    page.answers.close()
+    assert last.heard == [{"type": "hello"}]

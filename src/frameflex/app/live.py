@@ -173,8 +173,10 @@ class Watching:
                     ended = [asdict(event) for event in recognizer.reset()] if item.stale else []
                     await self._talk.send({"type": "notice", "text": item.text, "ended": ended})
                     continue
+                start = time.perf_counter()
                 picture = await asyncio.to_thread(item.read)
                 said = await self._push(recognizer, picture, item.seconds)
+                said["server_milliseconds"] = 1000 * (time.perf_counter() - start)
                 said["picture"] = await asyncio.to_thread(_address, picture)
                 await self._talk.send(said)
 

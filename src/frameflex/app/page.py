@@ -29,6 +29,7 @@ from frameflex.app.uploads import Receiver
 from frameflex.deploy.recognizer import Recognizer
 from frameflex.export.running import ExportedModel
 
+_PATIENCE_SECONDS = 5.0  # with a tab that takes no message
 _REPORT_SECONDS = 1.0  # between two looks at a training
 STATIC = Path(__file__).parent / "static"
 PAGE_LIMITS = UploadLimits(
@@ -109,10 +110,10 @@ class Page:
         }
 
     async def tell_all(self, message: Mapping[str, Any]) -> None:
-        """Say something to every tab; one that is being closed misses it."""
+        """Say something to every tab; one that is being closed, or doesn't listen, misses it."""
         for talk in list(self._talks):
-            with contextlib.suppress(TabClosed):
-                await talk.send(message)
+            with contextlib.suppress(TabClosed, TimeoutError, asyncio.TimeoutError):  # two kinds up to 3.10
+                await asyncio.wait_for(talk.send(message), _PATIENCE_SECONDS)
 
     async def use(self, path: Path) -> None:
         """Take another network, in all tabs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,7 +23,7 @@ Handler = Callable[[dict[str, Any]], Awaitable[None]]
 TOLD = (Refused, VideoError, ValueError, FileNotFoundError)
 
 
-class TabClosed(asyncio.CancelledError):
+class TabClosed(Exception):
     """Nobody listens any more; what was begun for the tab ends."""
 
 
@@ -72,9 +73,8 @@ class Talk:
                     on_bytes(message["bytes"])
                 else:
                     await self._dispatch(message.get("text") or "", handlers)
-        except asyncio.CancelledError:
-            if (task := asyncio.current_task()) is not None and getattr(task, "cancelling", lambda: 0)():
-                raise
+        except TabClosed:
+            pass  # it went while something was said to it
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -104,19 +104,27 @@ class Talk:
         await asyncio.sleep(0)  # handlers begin in the order of their messages
 
     async def _told(self, work: Awaitable[None], asked: Mapping[str, Any]) -> None:
-        error: dict[str, Any] = {"type": "error", "about": asked.get("type"), "video": asked.get("video")}
-        error["name"] = asked.get("name")  # of the file that it is about
-        try:
-            await work
-        except TOLD as told:
-            await self.send({**error, "text": str(told)})
-        except (KeyError, TypeError):
-            logger.exception("a message lacks something")
-            await self.send({**error, "text": "a message that can't be understood"})
-        except Exception as unexpected:
-            logger.exception("a tab's wish failed")
-            text = f"{type(unexpected).__name__}: {unexpected}; what frameflex app printed says more"
-            await self.send({**error, "text": text})
+        with contextlib.suppress(TabClosed):
+            try:
+                await work
+            except TabClosed:
+                raise
+            except Exception as error:
+                await self.send({"type": "error", **_about(asked), "text": _words_of(error)})
+
+
+def _about(asked: Mapping[str, Any]) -> dict[str, Any]:
+    return {"about": asked.get("type"), "video": asked.get("video"), "name": asked.get("name")}
+
+
+def _words_of(error: Exception) -> str:
+    """For people; what nobody expected goes to the log, too."""
+    if isinstance(error, TOLD):
+        return str(error)
+    logger.error("a tab's wish failed", exc_info=error)
+    if isinstance(error, KeyError | TypeError):
+        return "a message that can't be understood"
+    return f"{type(error).__name__}: {error}; what frameflex app printed says more"
 
 
 def number_of(message: Mapping[str, Any], name: str, low: float, high: float) -> float:

@@ -113,7 +113,7 @@ function show(message) {
     $("live-picture").src = message.picture;
     $("live-picture").hidden = false;
     $("live-empty").hidden = true;
-    $("live-latency").textContent = "–";
+    $("live-latency").textContent = `${Math.round(message.server_milliseconds)} ms`;
   }
   if (answered.length > 1) {
     const pace = (1000 * (answered.length - 1)) / (now - answered[0]);
