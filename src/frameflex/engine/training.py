@@ -206,7 +206,8 @@ def _loop(run: Run, watcher: Watcher, log: RunLog | None, stop: threading.Event)
             if watcher.on_validation:
                 watcher.on_validation(epoch, measured, improved)
             if final:
-                for line in run.doubtful_reversals(measured):
+                doubtful = run.doubtful_reversals(measured)  # in every process
+                for line in doubtful if run.accelerator.is_main_process else ():
                     logger.warning(line)
         run.values["epoch"] = epoch + 1
         run.save()
