@@ -20,7 +20,7 @@ from frameflex.data.datasets import load_split
 from frameflex.data.records import VideoRecord
 from frameflex.data.transforms import Preprocessing, TrainTransform
 from frameflex.engine.evaluation import evaluate
-from frameflex.engine.loading import EpochBatches, build_loader
+from frameflex.engine.loading import EpochBatches, build_loader, build_transform
 from frameflex.engine.recipe import Clip, Data, Model, Objective, Recipe, Training
 from frameflex.engine.starting import build_model, preprocessing_of
 from frameflex.engine.task import read_task
@@ -137,7 +137,8 @@ def after_one_step(recipe, *, leave_out=()):
     torch.manual_seed(recipe.seed)
     model = build_model(recipe, task.classes)
     batches = EpochBatches(len(task.training), batch_size=6, seed=recipe.seed, frame_counts=(2, 3))
-    [batch] = build_loader(recipe, task.training, preprocessing_of(recipe, model), batches, pin_memory=False)
+    transform = build_transform(recipe, task.training, preprocessing_of(recipe, model))
+    [batch] = build_loader(recipe, task.training, transform, batches, pin_memory=False)
     keep = [i for i, index in enumerate(batch.indices) if task.training[index].name not in leave_out]
     labels = batch.labels[keep]
     weight = {0: 6 / (2 * 4), 1: 6 / (2 * 2)}
