@@ -17,7 +17,7 @@ test: $(VENV)/.installed-dev
 # Apart, because they need more packages.
 test-exports: $(VENV)/.installed-export
 	@$(BIN)/pytest -q -m "not soak and not gpu and not network" $(EXPORTS)
-	@$(BIN)/pytest -q tests/test_streaming.py -k export
+	@$(BIN)/pytest -q tests/deploy/live/test_streaming.py -k export
 
 # The commands of every page, runs that are killed, processes that share work. What takes minutes each is left to -m soak.
 test-slow: $(VENV)/.installed-export

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import re
 import threading
 import time
@@ -80,3 +81,37 @@ class Web:
             time.sleep(wait)
             handler.wfile.write(rest[:cut_after][i : i + step])
         return True
+
+
+@contextlib.contextmanager
+def serving(*answers):
+    """A server on this machine that gives each connection the next answer: bytes, None for silence; then 404."""
+    waiting = list(answers)
+    over = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if not waiting:
+                self.send_error(404)
+                return
+            answer = waiting.pop(0)
+            if answer is None:
+                over.wait(20)
+                return
+            self.send_response(200)
+            self.end_headers()  # without a length: like a camera
+            self.wfile.write(answer)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/live.ts"
+    finally:
+        over.set()
+        server.shutdown()
+        server.server_close()

@@ -8,6 +8,7 @@ import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -603,7 +604,7 @@ def test_a_step_is_exported_from_the_command_line_and_is_no_clip_export(tmp_path
     video = write_video(tmp_path / "bar.mp4", moving_bar(8, rightwards=True))
     assert main(["predict", str(target), str(video)]) == 1
     assert "one-frame step of a stream" in capsys.readouterr().err
-    repository = os.path.dirname(os.path.dirname(__file__))
+    repository = str(Path(__file__).parents[3])
     example = os.path.join(repository, "examples", "stream_without_frameflex.py")
     done = subprocess.run(
         [sys.executable, example, str(target), str(video), "2"], check=True, capture_output=True, text=True

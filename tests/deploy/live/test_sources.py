@@ -1,6 +1,5 @@
 """Live sources: what happens to them is told, and ends nothing but, at last, themselves."""
 
-import contextlib
 import http.server
 import itertools
 import os
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import write_video
+from web import serving
 
 from frameflex.deploy.live.sources import LiveFrame, LiveSource, Notice, running, source_kind
 from frameflex.video import VideoError, open_video
@@ -48,40 +48,6 @@ def kinds(notices):
 def told_of(notices):
     """Without the frames that were dropped: a busy machine may be too slow for a live source at any moment."""
     return [notice for notice in notices if notice.kind != "dropped"]
-
-
-@contextlib.contextmanager
-def serving(*answers):
-    """A server on this machine that gives each connection the next answer: bytes, None for silence; then 404."""
-    waiting = list(answers)
-    over = threading.Event()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            if not waiting:
-                self.send_error(404)
-                return
-            answer = waiting.pop(0)
-            if answer is None:
-                over.wait(20)
-                return
-            self.send_response(200)
-            self.end_headers()  # without a length: like a camera
-            self.wfile.write(answer)
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/live.ts"
-    finally:
-        over.set()
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import moving_bar, write_video
-from test_sources import serving
+from web import serving
 
 from frameflex.checkpoint import Checkpoint, save_checkpoint
 from frameflex.cli import main

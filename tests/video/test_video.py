@@ -18,7 +18,7 @@ from frameflex.video import VideoError, open_video, opening, pyav
 
 BLOCK = 16
 HEIGHT, WIDTH = 2 * BLOCK, 4 * BLOCK
-CLIPS = Path(__file__).parents[2] / "shared" / "clips"
+CLIPS = Path(__file__).parents[3] / "shared" / "clips"
 
 # What each clip gives: frames, height, width after rotation; None for one clear error.
 CLIP_FACTS = {
