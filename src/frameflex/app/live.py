@@ -100,6 +100,7 @@ class Watching:
                 min_seconds=number_of(message, "min_seconds", 0, 60),
                 nothing=nothing,
                 device=answers.recognizer.device,
+                precision=answers.recognizer.precision,
             )
         )
 

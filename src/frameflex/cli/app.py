@@ -8,7 +8,13 @@ import webbrowser
 from pathlib import Path
 from typing import Any
 
-from frameflex.cli.options import add_device_option, parser_of, positive
+from frameflex.cli.options import (
+    add_device_option,
+    add_precision_option,
+    parser_of,
+    positive,
+    say_precision,
+)
 from frameflex.cli.serve import port
 
 
@@ -23,7 +29,8 @@ def run(argv: list[str], console: Any) -> int:
 
     for source in args.source:
         LiveSource(source)  # says early what can't work
-    recognizer = load(args.checkpoint, device=args.device)
+    recognizer = load(args.checkpoint, device=args.device, precision=args.precision)
+    say_precision(console, args.precision, recognizer.precision)
     app = make_page(
         recognizer,
         name=args.checkpoint,
@@ -75,4 +82,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-browser", action="store_true", help="print the page's address alone")
     parser.add_argument("--workers", type=positive, default=2, help="processes that decode (default: 2)")
     add_device_option(parser)
+    add_precision_option(parser)
     return parser
