@@ -79,6 +79,7 @@ def browser(tmp_path, *, camera="fake", width=1280, scheme="light"):
 def served(checkpoint, *options):
     """The address of a page, and its process."""
     arguments = ["app", checkpoint, "--port", 0, "--no-browser", "--device", "cpu", "--workers", 1, *options]
+    arguments += ["--precision", "float32"]  # as the tests' own
     with command(*arguments) as (port, process):
         yield f"http://127.0.0.1:{port}/", process
 

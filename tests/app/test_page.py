@@ -10,6 +10,7 @@ from making import CLASSES, save_tiny
 
 from frameflex.cli import main
 from frameflex.deploy.recognizer import Recognizer
+from frameflex.export import export
 
 pytest.importorskip("starlette", reason="needs frameflex[app]")
 pytest.importorskip("httpx2", reason="needs httpx2, for Starlette's test client")
@@ -268,3 +269,25 @@ def test_a_tab_that_does_not_listen_holds_nobody_up(things, tmp_path, monkeypatc
     asyncio.run(page.tell_all({"type": "hello"}))
     page.answers.close()
     assert last.heard == [{"type": "hello"}]
+
+
+def test_an_export_answers_and_says_what_it_can_not(things, tmp_path):
+    export(things / "tiny.safetensors", tmp_path / "exported", format="torchscript")
+    recognizer = Recognizer.from_checkpoint(tmp_path / "exported")
+    with TestClient(page_of(recognizer, tmp_path), base_url=HERE) as client, Tab(client) as tab:
+        tab.upload((things / "clip.mp4").read_bytes())
+        answer = tab.get("look")
+        [expected] = recognizer(things / "clip.mp4", top=1)
+        assert answer["predictions"][0]["label"] == expected.label
+        assert answer["predictions"][0]["probability"] == pytest.approx(expected.probability, abs=1e-5)
+        tab.ask(type="explain", video=1, frames=8, index=None)
+        why = tab.get("why")
+        assert "an export can't be explained" in why["text"]
+        assert len(why["pictures"]) == 8
+        assert tab.get("importance")["frame"] == 0
+        tab.ask(type="add-class", name="waving")
+        tab.get("class-added")
+        tab.ask(type="upload")
+        tab.send_file((things / "clip.mp4").read_bytes())
+        tab.ask(type="ask")
+        assert "an export can't be taught" in tab.error()

@@ -280,7 +280,8 @@ def test_other_machines_need_a_token_and_a_port_that_is_taken_is_named(things, t
 @pytest.mark.slow
 def test_the_command_answers_sixteen_at_once_and_ends_with_sigterm(things, capsys):
     expected = [said_by_predict(things, capsys, f"{i}.mp4") for i in range(16)]
-    with command("serve", things / "tiny.safetensors", "--port", 0, "--device", "cpu") as (port, process):
+    options = ("--port", 0, "--device", "cpu", "--precision", "float32")  # the last as the tests' own
+    with command("serve", things / "tiny.safetensors", *options) as (port, process):
         with ThreadPoolExecutor(16) as threads:
             answers = list(threads.map(lambda i: post(port, (things / f"{i}.mp4").read_bytes()), range(16)))
         for (status, answer), right in zip(answers, expected, strict=True):

@@ -65,6 +65,9 @@ class Page:
         self, recognizer: Recognizer, name: str, sources: Sequence[str], folders: Folders, num_processes: int
     ) -> None:
         self.name, self.sources = name, sources
+        # An export's own says nothing of the networks that may follow it.
+        exported = isinstance(recognizer.model, ExportedModel)
+        self._precision = None if exported else recognizer.precision
         self.answers = Answers(recognizer, limits=PAGE_LIMITS, num_processes=num_processes)
         self.shared = Class(
             Lessons(folders.lessons), Training(folders.lessons, folders.runs), self.use, self.tell_all
@@ -117,8 +120,10 @@ class Page:
 
     async def use(self, path: Path) -> None:
         """Take another network, in all tabs."""
-        device = self.answers.recognizer.device
-        recognizer = await asyncio.to_thread(Recognizer.from_checkpoint, path, device=device)
+        now = self.answers.recognizer
+        recognizer = await asyncio.to_thread(
+            Recognizer.from_checkpoint, path, device=now.device, precision=self._precision
+        )
         await self.answers.change(recognizer)
         self.name = str(path)
         await self.tell_all(self.hello())
