@@ -163,3 +163,22 @@ def test_a_file_or_folder_is_there_whole_or_not_at_all(tmp_path):
     with pytest.raises(OSError, match="not empty"), new_folder(tmp_path / "full"):
         pass
     assert (tmp_path / "full" / "precious").exists()
+
+
+def test_views_that_a_network_has_not_are_told_before_a_folder_is_made(tmp_path, capsys):
+    data = bar_folder(tmp_path / "bars", per_class=1)
+    whole = checkpoint()
+    whole.preprocessing = Preprocessing(crop_size=32, fit="whole")
+    save_checkpoint(tmp_path / "whole.safetensors", whole)
+    command = [
+        "evaluate",
+        str(tmp_path / "whole.safetensors"),
+        str(data),
+        "--output",
+        str(tmp_path / "results"),
+    ]
+    assert main([*command, "--views", "1x3"]) == 1
+    assert "sees the whole frame" in capsys.readouterr().err
+    assert main([*command, "--views", "2x1", "--baseline"]) == 1
+    assert "--baseline is measured with one view" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()

@@ -60,6 +60,7 @@ def run(argv: list[str], console: Any) -> int:
     device = chosen_device(args.device)
     precision = chosen_precision(args.precision, device)
     say_precision(console, args.precision, precision)
+    _check_views(args, networks)
     if args.output:
         _prepare_output(args, networks)
     _check_untrained(args, networks, console)
@@ -125,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--baseline",
         action="store_true",
-        help="beside it, logistic regression on frozen features of the images that the network started from",
+        help="beside it, logistic regression on frozen features of the network that the run started from",
     )
     parser.add_argument(
         "--max-drop", type=float, default=0.5, help="points that --adaptive may lose (default: 0.5)"
@@ -152,6 +153,18 @@ def _parser() -> argparse.ArgumentParser:
     add_loading_options(parser)
     add_precision_option(parser, default="float32")
     return parser
+
+
+def _check_views(args: argparse.Namespace, networks: Mapping[str, Checkpoint]) -> None:
+    """Whether --views is one that all networks, and the baseline, can be measured with."""
+    from frameflex.data.transforms import VIEWS, EvalTransform
+
+    if args.baseline and args.views != "1x1":
+        raise ValueError(f"--views {args.views}: --baseline is measured with one view; leave one of them out")
+    for checkpoint in networks.values():
+        EvalTransform(
+            checkpoint.preprocessing, num_crops=VIEWS[args.views][1]
+        )  # an error where it has no others
 
 
 def _prepare_output(args: argparse.Namespace, networks: Iterable[str]) -> None:
@@ -373,7 +386,7 @@ def baseline_sentence(one: Evaluation, baseline: Baseline) -> str:
     """The network beside the baseline, and whether it is the better one."""
     top1 = one.at(baseline.num_frames).top1
     best = max(baseline.mean, baseline.mean_and_deviation)
-    verdict = "" if top1 > best else ". THE NETWORK IS NOT BETTER than frozen features of single images"
+    verdict = "" if top1 > best else ". THE NETWORK IS NOT BETTER than frozen features"
     return (
         f"at {baseline.num_frames} frames top-1 {top1:.1%}; logistic regression on frozen features of "
         f"{baseline.num_training} training videos: {baseline.mean:.1%} with their mean, "
