@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from dying import double, oom_score
+from dying_tasks import double, oom_score
 
 from frameflex.video.isolated import Isolated, Lost
 
