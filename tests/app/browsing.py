@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 import pytest
+from checkpoints import command
 from helpers import moving_bar
-from making import command
 
 SWITCHES = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),

@@ -5,8 +5,8 @@ import time
 
 import pytest
 from browsing import browser, served, shot, until
+from checkpoints import save_tiny
 from helpers import moving_bar, write_video
-from making import save_tiny
 
 from frameflex.cli import main
 

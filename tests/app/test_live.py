@@ -5,8 +5,8 @@ import json
 import struct
 
 import pytest
+from checkpoints import CLASSES, save_tiny
 from helpers import moving_bar, write_video
-from making import CLASSES, save_tiny
 from PIL import Image
 
 from frameflex.cli import main

@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
+from checkpoints import CLASSES, save_tiny
 from helpers import moving_bar, write_video
-from making import CLASSES, save_tiny
 
 from frameflex.cli import main
 from frameflex.deploy.recognizer import Recognizer

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from checkpoints import CLASSES, command, post, save_tiny
 from helpers import moving_bar, write_video
-from making import CLASSES, command, post, save_tiny
 
 from frameflex.cli import main
 from frameflex.cli.serve import TOKEN_VARIABLE, _parser

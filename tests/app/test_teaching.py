@@ -6,8 +6,8 @@ import time
 
 import pytest
 import torch
+from checkpoints import save_tiny
 from helpers import moving_bar, write_video
-from making import save_tiny
 
 from frameflex.data.finding import find_video_files
 from frameflex.deploy.recognizer import Recognizer
