@@ -568,3 +568,35 @@ def test_a_column_says_whose_video_it_is(tmp_path):
     touch(tmp_path / "1.mp4", tmp_path / "2.mp4")
     (tmp_path / "list.csv").write_text("path,label,subject\n1.mp4,a,ann\n2.mp4,b,\n")
     assert [record.group for record in load_videos(tmp_path / "list.csv")] == ["ann", ""]
+
+
+def test_what_is_odd_about_a_list_is_noted(tmp_path):
+    touch(*(tmp_path / f"{name}.mp4" for name in "abcd"))
+    (tmp_path / "list.csv").write_text("a.mp4,Left\nb.mp4,left\nc.mp4,left\na.mp4,left\nc.mp4,left\n")
+    notes = "\n".join(load_videos(tmp_path / "list.csv").notes)
+    assert "classes 'Left' and 'left' differ in capitals alone" in notes
+    assert "1 videos are listed with several labels (a.mp4: 'Left', 'left')" in notes
+    assert "1 videos are listed twice (c.mp4)" in notes
+    (tmp_path / "list.csv").write_text("filename,kind\na.mp4,0\nb.mp4,1\n")
+    (note,) = load_videos(tmp_path / "list.csv").notes
+    assert "no label is read: no column is called label, class, class_name" in note
+
+
+def test_capitals_that_differ_between_the_splits_of_one_list_are_refused(tmp_path):
+    touch(tmp_path / "a.mp4", tmp_path / "b.mp4")
+    (tmp_path / "list.csv").write_text("path,label,split\na.mp4,Left,train\nb.mp4,left,val\n")
+    with pytest.raises(ValueError, match="class 'Left' of train and 'left' of validation differ in capitals"):
+        load_videos(tmp_path / "list.csv", split="train")
+
+
+def test_spaces_around_a_class_and_videos_beside_the_classes(tmp_path):
+    touch(
+        tmp_path / "train/up /a.mp4",
+        tmp_path / "train/down/a.mp4",
+        tmp_path / "val/up/a.mp4",
+        tmp_path / "train/x.mp4",
+    )
+    videos = load_videos(tmp_path, split="val")
+    assert videos.classes == ("down", "up")
+    assert videos.labels == [1]
+    assert any("train: left out: 1 beside the class folders (x.mp4)" in note for note in videos.notes)

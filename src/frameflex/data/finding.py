@@ -38,7 +38,10 @@ def find_video_files(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
     files: dict[Path, None] = {}  # each once, in the order given
     for source in [os.fspath(source) for source in sources]:
         if os.path.isdir(source):
-            found = sorted(Search(Path(source)).video_files())
+            search = Search(Path(source))
+            found = sorted(search.video_files())
+            for circle in search.circles:
+                logger.warning("%s", circle)
         elif os.path.lexists(source):  # a link that leads nowhere is a video that can't be opened
             found = [Path(source)]
         else:
@@ -57,14 +60,22 @@ class Search:
 
     Args:
         root: the folder.
+
+    Attributes:
+        circles: the links that were not followed, a line each.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.circles: list[str] = []
 
     def subfolders(self, folder: Path) -> list[Path]:
         """The folders in a folder, sorted."""
         return [folder / name for name, is_folder in self._inside(folder) if is_folder]
+
+    def files(self, folder: Path) -> list[str]:
+        """Names of the video files in a folder itself."""
+        return [name for name, is_folder in self._inside(folder) if not is_folder and is_video_file(name)]
 
     def video_files(self, folder: Path | None = None) -> Iterator[Path]:
         """Video files in a folder and below, those in it first."""
@@ -108,7 +119,9 @@ class Search:
         if f"{os.path.realpath(self.root)}{os.sep}".startswith(f"{real}{os.sep}") or any(
             os.path.realpath(folder) == real for folder in within
         ):
-            logger.warning("%s: leads back to %s, which it lies in; not followed", link, real)
+            line = f"{link}: leads back to {real}, which it lies in; not followed"
+            if line not in self.circles:
+                self.circles.append(line)
             return True
         return False
 

@@ -194,6 +194,7 @@ def _check_labels(training: VideoList, validation: VideoList | None = None) -> N
             raise RecipeError(
                 f"{unlabelled} of {len(videos)} {what} videos have no label; expected one for each. Give another "
                 f"split as data.{'train' if what == 'training' else what}, or leave those videos out of the list"
+                + "".join(f" ({note})" for note in videos.notes if "no label is read" in note)
             )
     check_classes(training)
 

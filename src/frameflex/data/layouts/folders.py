@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from frameflex.data.finding import Search
@@ -48,7 +48,8 @@ class Folders:
         part = pick_split(root, dict.fromkeys(splits), split) if splits or split else ""
         if not splits:
             _question_splits(root, [folder.name for folder in found[""]])
-        check_capitals(root, {part: [folder.name for folder in folders] for part, folders in found.items()})
+        names_of = {part: [folder.name for folder in folders] for part, folders in found.items()}
+        alike = check_capitals(root, names_of)
         home = splits.get(part, root)
         groups, lone = _groups(found[part])
         entries = [
@@ -80,6 +81,7 @@ class Folders:
                 )
         else:
             notes += _question_depth(root, found[""]) + lone
+        notes += alike + search.circles + _loose(search, splits.values() or [root])
         layout = "folder per class" + (f", {part}" if part else "")
         return Found(layout, entries, names, splits=list(splits), notes=notes)
 
@@ -152,3 +154,16 @@ def _question_depth(root: Path, found: dict[Path, list[Path]]) -> list[str]:
         f"{root}: the classes are {', '.join(folder.name for folder in list(found)[:4])}, …; in each of them are "
         f"folders {names}, groups to hold out together. If those are the classes, make folders {root.name}/CLASS/…"
     ]
+
+
+def _loose(search: Search, homes: Iterable[Path]) -> list[str]:
+    """Videos that lie beside the class folders, where nothing says their class."""
+    notes = []
+    for home in homes:
+        names = search.files(home)
+        if names:
+            more = ", …" if len(names) > 3 else ""
+            notes.append(
+                f"{home}: left out: {len(names)} beside the class folders ({', '.join(names[:3])}{more})"
+            )
+    return notes

@@ -70,7 +70,8 @@ class Found:
 
     def __post_init__(self) -> None:
         # One name has several forms in Unicode: a Mac's "é" is two characters, and a class of its own without this.
-        if not all(map(str.isascii, self.classes)):
+        labels = {entry.label for entry in self.entries if entry.label is not None}
+        if any(one_form(name) != name for name in {*self.classes, *labels}):
             self.classes = list(dict.fromkeys(map(one_form, self.classes)))
             self.entries = [
                 entry if entry.label is None else entry._replace(label=one_form(entry.label))
@@ -79,16 +80,19 @@ class Found:
 
 
 def one_form(name: str) -> str:
-    """A name in Unicode's composed form (NFC)."""
-    return unicodedata.normalize("NFC", name)
+    """A name in Unicode's composed form (NFC), without spaces around it."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
-def check_capitals(where: Path, classes: Mapping[str, Collection[str]]) -> None:
+def check_capitals(where: Path, classes: Mapping[str, Collection[str]]) -> list[str]:
     """Refuse a class that is called "Left" in one split and "left" in another: it would never be right.
 
     Args:
         where: the data set.
         classes: names in each split. Where one split has both, they are two classes.
+
+    Returns:
+        A line for each such two classes.
 
     Raises:
         ValueError: naming both.
@@ -97,6 +101,7 @@ def check_capitals(where: Path, classes: Mapping[str, Collection[str]]) -> None:
     for split, names in classes.items():
         for name in names:
             spellings.setdefault(one_form(name).casefold(), {}).setdefault(one_form(name), split)
+    notes = []
     for forms in spellings.values():
         together = any(len(set(forms) & set(map(one_form, names))) > 1 for names in classes.values())
         if len(forms) > 1 and not together:
@@ -105,6 +110,9 @@ def check_capitals(where: Path, classes: Mapping[str, Collection[str]]) -> None:
                 f"{where}: class {first[0]!r} of {first[1]} and {second[0]!r} of {second[1]} differ in capitals "
                 "alone; expected one spelling. Rename one of them."
             )
+        if len(forms) > 1:
+            notes.append(f"{where}: classes {' and '.join(map(repr, forms))} differ in capitals alone")
+    return notes
 
 
 # Splits

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from frameflex.data.layouts.layout import Entry, Found, NoSuchSplit, inside, row_split
+from frameflex.data.layouts.layout import Entry, Found, NoSuchSplit, check_capitals, inside, row_split
 from frameflex.data.layouts.tables import (
     PATH_COLUMNS,
     Table,
@@ -18,7 +20,7 @@ from frameflex.data.layouts.tables import (
     seconds_of,
 )
 
-LABEL_COLUMNS = ("label", "class", "class_name", "action")
+LABEL_COLUMNS = ("label", "class", "class_name", "action", "class_id", "label_id", "category", "target")
 GROUP_COLUMNS = ("group", "subject", "person", "scene")
 
 
@@ -70,28 +72,50 @@ def _read_list(
         )
     folder = video_dir if video_dir is not None else path.parent
     entries: list[Entry] = []
-    labels: set[str] = set()
-    splits: set[str] = set()
+    labels: dict[str, set[str]] = {}  # by split
     for line, row in table.rows:
         entry = _entry(table, row, folder, f"{path}, line {line}", group_columns, labels_only=labels_only)
+        of_row = "" if at_split is None else row_split(row[at_split], entry.where)
+        of_split = labels.setdefault(of_row, set())
         if entry.label is not None:
-            labels.add(entry.label)
-        if at_split is not None:
-            of_row = row_split(row[at_split], entry.where)
-            splits.add(of_row)
-            if split is not None and of_row != split:
-                continue
-        if not labels_only:
+            of_split.add(entry.label)
+        if not labels_only and split in (None, of_row):
             entries.append(entry)
+    splits = [] if at_split is None else sorted(labels)
     if len(splits) > 1 and split is None:
         raise NoSuchSplit(
-            f"{path}: split is None; expected one of those that are there: {', '.join(sorted(splits))}.",
-            sorted(splits),
+            f"{path}: split is None; expected one of those that are there: {', '.join(splits)}.", splits
         )
-    numbered = bool(labels) and all(re.fullmatch(r"\d{1,6}", label) for label in labels)
-    names = [str(i) for i in range(1 + max(map(int, labels)))] if numbered else sorted(labels)
-    seen = frozenset(labels) if numbered else frozenset()
-    return Found("list" + (f", {split}" if split else ""), entries, names, numbered, seen, sorted(splits))
+    every = frozenset().union(*labels.values())
+    numbered = bool(every) and all(re.fullmatch(r"\d{1,6}", label) for label in every)
+    names = [str(i) for i in range(1 + max(map(int, every)))] if numbered else sorted(every)
+    notes = [*check_capitals(path, labels), *_repeated(path, entries)]
+    if table.column(*LABEL_COLUMNS) is None and len(table.header or []) > 1:
+        notes.append(
+            f"{path}: no label is read: no column is called {', '.join(LABEL_COLUMNS[:-1])} or {LABEL_COLUMNS[-1]}"
+        )
+    layout = "list" + (f", {split}" if split else "")
+    seen = every if numbered else frozenset()
+    return Found(layout, entries, names, numbered, seen, splits, notes=notes)
+
+
+def _repeated(path: Path, entries: Sequence[Entry]) -> list[str]:
+    """Lines for videos that are listed twice."""
+    labels: dict[tuple[Any, ...], list[str | None]] = {}
+    for entry in entries:
+        labels.setdefault((entry.path, entry.start_seconds, entry.end_seconds), []).append(entry.label)
+    unlike = [(key[0], named) for key, named in labels.items() if len(set(named)) > 1]
+    alike = [key[0] for key, named in labels.items() if len(named) > 1 and len(set(named)) == 1]
+    notes = []
+    if unlike:
+        first, named = unlike[0]
+        notes.append(
+            f"{path}: {len(unlike)} videos are listed with several labels ({os.path.basename(first)}: "
+            f"{', '.join(map(repr, dict.fromkeys(named)))})"
+        )
+    if alike:
+        notes.append(f"{path}: {len(alike)} videos are listed twice ({os.path.basename(alike[0])})")
+    return notes
 
 
 def _named(path: Path, table: Table) -> Table:

@@ -49,7 +49,8 @@ def read_splits(
             f"{root}: labels are numbers in one of {', '.join(file.name for file in lists.values())} and names in "
             "another; expected one kind."
         )
-    check_capitals(root, {name: part.classes for name, part in found.items()})
+    alike = check_capitals(root, {name: part.classes for name, part in found.items()})
+    result.notes = list(dict.fromkeys([*result.notes, *alike]))
     names = [part.classes for part in found.values()]
     result.classes = (
         max(names, key=len) if result.numbered else sorted({name for part in names for name in part})
