@@ -28,6 +28,7 @@ from helpers import bar_folder, moving_bar, tiny_recipe, write_video
 
 from frameflex.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from frameflex.cli import VERBS, main
+from frameflex.cli.data import COMMANDS
 from frameflex.engine.recipe_files import parse_recipe
 from frameflex.engine.training import train
 from frameflex.models import create_model
@@ -176,7 +177,7 @@ def test_every_command_of_a_page_has_options_that_exist(page):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_examples_of_help_have_options_that_exist(verb):
-    for argv in ([verb],) if verb != "data" else ((verb, name) for name in ("render", "check", "prepare")):
+    for argv in ([verb],) if verb != "data" else ((verb, name) for name in COMMANDS):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             assert main([*argv, "--help"]) == 0

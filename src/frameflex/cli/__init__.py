@@ -24,7 +24,7 @@ VERBS = {  # each is a module of this package with run(argv, console) -> exit st
     "app": "a page in the browser: try a network, see why, teach it, watch a camera",
     "serve": "answer over HTTP what happens in videos",
     "calibrate": "fit a checkpoint's statistics to frame counts that it was not trained at",
-    "data": "render the bundled benchmark; check and prepare the files of a data set",
+    "data": "render the bundled benchmark; check and prepare a data set; labels from and to labelling tools",
     "benchmark": "time a network on every back end, next to the same one without the shift",
     "export": "write a checkpoint as graphs for ONNX Runtime, OpenVINO or torch",
     "convert": "bring weights of other code bases, timm or torchvision",

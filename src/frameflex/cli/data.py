@@ -1,4 +1,4 @@
-"""``frameflex data``: render, check and prepare data."""
+"""``frameflex data``: render, check and prepare data; labels from labelling tools and back."""
 
 from __future__ import annotations
 
@@ -21,16 +21,21 @@ from frameflex.cli.options import (
 from frameflex.printable import printable
 
 FORMATS = ("h264", "jpeg", "lossless")  # named here so that --help needs no torch
+ANNOTATIONS = ("label-studio", "cvat", "via", "elan", "createml", "fiftyone", "segments")  # likewise
+COMMANDS = ("render", "check", "prepare", "import", "export")
 
 
 def run(argv: list[str], console: Any) -> int:
-    commands = {"render": _data_render, "check": _data_check, "prepare": _data_prepare}
+    verbs = (_data_render, _data_check, _data_prepare, _data_import, _data_export)
+    commands = dict(zip(COMMANDS, verbs, strict=True))
     if not argv or argv[0] in ("-h", "--help"):
         print(  # noqa: T201
             "usage: frameflex data COMMAND ...\n\ncommands:\n"
             "  render   make the bundled benchmark of motions as video files\n"
             "  check    decode every video of a data set once and find what is wrong with it\n"
-            "  prepare  re-encode a data set for training and pack it into shards\n\n"
+            "  prepare  re-encode a data set for training and pack it into shards\n"
+            "  import   make a list for training of what a labelling tool exported\n"
+            "  export   write such a list, or events, for a labelling tool\n\n"
             "frameflex data COMMAND --help explains one."
         )
         return 0
@@ -192,6 +197,85 @@ def _prepare_parser() -> argparse.ArgumentParser:
     )
     add_workers_option(parser)
     return parser
+
+
+def _data_import(argv: list[str], console: Any) -> int:
+    parser = parser_of(
+        "data import",
+        "Make a list of path,label,start_seconds,end_seconds, which frameflex train takes, of what labelling tools\n"
+        "exported: Label Studio, CVAT, VIA 3, ELAN, Create ML, FiftyOne. Formats are known by what is in the files.\n"
+        "Videos are found by their names, also where a tool changed those.",
+        "frameflex data import project-1.json --videos my_videos --output segments.csv",
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="that the tool exported")
+    parser.add_argument(
+        "--videos", required=True, type=Path, metavar="FOLDER", help="that holds the videos, or one video"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="CSV", help="the list")
+    parser.add_argument(
+        "--fps",
+        type=seconds,
+        help="frameRate that Label Studio was set to (default: what the task says as fps, else the video's)",
+    )
+    args = parser.parse_args(argv)
+    if args.output.suffix.lower() != ".csv":
+        parser.error(f"--output {args.output}: expected a name that ends in .csv")
+    return _convert(args.files, args.videos, args.output, "segments", console, fps=args.fps)
+
+
+def _data_export(argv: list[str], console: Any) -> int:
+    parser = parser_of(
+        "data export",
+        "Write labelled stretches of videos for a labelling tool: a list of path,label,start_seconds,end_seconds,\n"
+        "the events of frameflex predict --window, or what another tool exported.",
+        "frameflex data export segments.csv --format label-studio --output tasks.json",
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="list, events, or annotations")
+    parser.add_argument("--format", required=True, choices=ANNOTATIONS, help="of the tool")
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="a new folder where cvat or elan gets several videos: they have a file for each",
+    )
+    parser.add_argument(
+        "--videos",
+        type=Path,
+        metavar="FOLDER",
+        help="that holds the videos, or one video (default: where the list says)",
+    )
+    args = parser.parse_args(argv)
+    return _convert(args.files, args.videos, args.output, args.format, console)
+
+
+def _convert(
+    files: list[Path],
+    videos: Path | None,
+    output: Path,
+    name: str,
+    console: Any,
+    *,
+    fps: float | None = None,
+) -> int:
+    """Read annotations and write them in another format."""
+    from frameflex.data.annotations import read_annotations, write_annotations
+    from frameflex.data.annotations.timeline import Timelines
+
+    check_place(output)
+    check_inputs_stay([output], [*files, videos])
+    timelines = Timelines()
+    segments, notes = read_annotations(files, videos, timelines=timelines, fps=fps)
+    check_inputs_stay([output], {segment.path for segment in segments})
+    written = write_annotations(output, name, segments, timelines=timelines)
+    for what, count in notes.items():
+        console.print(f"{count} {what}", markup=False)
+    labels = {segment.label for segment in segments}
+    num_videos = len({segment.path for segment in segments})
+    console.print(f"{len(segments)} segments of {num_videos} videos, {len(labels)} labels")
+    for path in written:
+        print(printable(path))  # noqa: T201
+    return 0
 
 
 def _data_render(argv: list[str], console: Any) -> int:
