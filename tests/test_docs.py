@@ -14,6 +14,7 @@ import contextlib
 import glob
 import importlib.util
 import io
+import json
 import os
 import re
 import shlex
@@ -115,6 +116,7 @@ def workplace(tmp_path_factory) -> Path:
     write_video(folder / "new/a.mp4", moving_bar(12, rightwards=True))
     write_video(folder / "new/b.mp4", moving_bar(12, rightwards=False))
     (folder / "videos.csv").write_text("path\nnew/a.mp4\nnew/b.mp4\n")
+    (folder / "project-1.json").write_text(json.dumps([labelled("new/a.mp4"), labelled("new/b.mp4")]))
     (folder / "check").mkdir()
     (folder / "check/quarantine.txt").write_text("")
     render(folder / "data/something-something-v2", num_videos=24, size=48, validation_fraction=0.5)
@@ -138,6 +140,16 @@ def workplace(tmp_path_factory) -> Path:
         save_checkpoint(folder / f"{name}.safetensors", checkpoint)
     shutil.rmtree(folder / "run")
     return folder
+
+
+def labelled(video: str) -> dict:
+    """A task of Label Studio: the halves of a video are of two classes."""
+    halves = {"going left": {"start": 1, "end": 6}, "going right": {"start": 7, "end": 12}}
+    results = [
+        {"type": "timelinelabels", "value": {"ranges": [frames], "timelinelabels": [label]}}
+        for label, frames in halves.items()
+    ]
+    return {"data": {"video": f"/data/local-files/?d={video}"}, "annotations": [{"result": results}]}
 
 
 @pytest.mark.slow

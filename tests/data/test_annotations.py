@@ -3,7 +3,10 @@
 import csv
 import itertools
 import json
+import random
+import re
 import zipfile
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from frameflex.data.annotations.timeline import Timeline, Timelines
 from frameflex.data.clips import stretch_of
 from frameflex.data.datasets import load_videos
 from frameflex.data.records import VideoRecord
-from frameflex.video import open_video
+from frameflex.video import VideoError, open_video
 
 NUM_FRAMES = 50
 UNEVEN = np.cumsum([0, *np.random.default_rng(3).choice([20, 33, 40, 75, 200], NUM_FRAMES - 1)]) / 1000
@@ -595,6 +598,46 @@ def test_a_half_written_file_is_one_error(one, tmp_path, capsys, name):
         half.write_bytes(content[: int(share * len(content))])
         assert "not whole" in refused(capsys, half, one)
         half.unlink()
+
+
+@pytest.mark.parametrize("name", ANNOTATIONS)
+def test_mutated_annotations_are_read_or_refused_in_a_line(one, tmp_path, name):
+    timelines = Timelines()
+    segments = [Segment(one / "clip.mp4", "clip.mp4", f"x{i}", i / 10, 1.5) for i in range(4)]
+    suffix = next(form.suffix for form in FORMATS if form.name == name)
+    [path] = write_annotations(tmp_path / f"whole{suffix}", name, segments, timelines=timelines)
+    content = path.read_text(encoding="utf-8")
+    values = [
+        "null",
+        "[]",
+        "{}",
+        "-1",
+        "1e400",
+        "true",
+        '""',
+        "",
+        "9" * 5000,
+        "NaN",
+        '"a"',
+        "[1,2]",
+        "<a/>",
+        "\x00",
+        "é",
+    ]
+    pieces = re.findall(r'"[^"]*"|[\w.]+|.', content, flags=re.DOTALL)
+    rng = random.Random(0)
+    outcomes = Counter()
+    for _ in range(150):
+        mutated = list(pieces)
+        for _ in range(rng.randint(1, 3)):
+            mutated[rng.randrange(len(mutated))] = rng.choice([*values, rng.choice(pieces)])
+        try:
+            read_annotations([write_text(path, "".join(mutated))], one, timelines=timelines)
+            outcomes["read"] += 1
+        except (ValueError, VideoError) as error:
+            outcomes["refused" if str(error) else "refused without a word"] += 1
+    assert outcomes["refused"] > 10
+    assert not outcomes["refused without a word"]
 
 
 def test_archives_and_large_files_are_refused_before_they_are_read(one, tmp_path, capsys, monkeypatch):

@@ -121,6 +121,8 @@ def _xml_of(path: Path, content: bytes) -> ElementTree.Element:
             f"annotations {path}, line {error.lineno}, column {error.offset + 1}: not whole XML ({what}). Export it "
             "again"
         ) from error
+    except (LookupError, ValueError) as error:  # an encoding that nobody knows
+        raise ValueError(f"annotations {path}: not XML ({error}). Save it as UTF-8") from error
     except _Refused as error:
         raise ValueError(f"annotations {path}: {error}") from None
     return builder.close()
