@@ -274,4 +274,8 @@ def test_awkward_real_clips_are_judged_as_their_table_says(tmp_path):
         ("audio-only", "nasa_audio_only.mp3"),
         ("truncated", "derived_truncated.avi"),
         ("too-short", "derived_one_frame.mp4"),
+        ("non-square", "mmaction_part_0.mp4"),
+        ("non-square", "mmaction_demo_armwrestling.mp4"),
+        ("non-square", "carphone_distorted.mp4"),
+        ("non-square", "derived_odd_171x97_yuv444.mp4"),
     }
