@@ -194,7 +194,9 @@ def test_label_studio_counts_at_the_rate_that_it_was_set_to(one, tmp_path, capsy
     ]  # frames 12, shown at 0.5 s, to 24, shown before 1 s
     unsaid = write_text(tmp_path / "b.json", [label_studio((6, 10))])
     assert import_as_list(unsaid, one, "--fps", "10") == [("Moving", 0.48, 1.0)]
+    capsys.readouterr()
     assert import_as_list(unsaid, one) == [("Moving", 0.2, 0.4)]
+    assert "1 placed at the video's frame rate" in capsys.readouterr().err
     late = write_text(tmp_path / "c.json", [label_studio((61, 70))])
     assert "give that rate as --fps" in refused(capsys, late, one)
     assert import_as_list(late, one, "--fps", "50") == [("Moving", 1.2, 1.4)]
@@ -463,6 +465,16 @@ def test_a_video_is_found_by_its_name_whatever_a_tool_did_to_it(tmp_path, called
     assert segment.name == "takes/my clip (1).mp4"
 
 
+@pytest.mark.parametrize("called", ["deface-clip.mp4", "my clip.mp4", "clip.mov", "clip/other", "lip.mp4"])
+def test_a_video_of_nearly_the_same_name_is_another_one(tmp_path, called):
+    write_frames(tmp_path / "videos/my_clip.mp4", TIMES["even.mp4"])
+    if called != "my clip.mp4":
+        (tmp_path / "videos/my_clip.mp4").rename(tmp_path / "videos/clip.mp4")
+    path = write_text(tmp_path / "a.json", {"labels": {called: [{"label": "a", "support": [1, 2]}]}})
+    with pytest.raises(ValueError, match="1 not found"):
+        read_annotations([path], tmp_path / "videos", timelines=Timelines())
+
+
 def test_names_that_are_not_found_or_found_twice_are_all_in_one_error(one, tmp_path, capsys):
     for folder in ("a", "b"):
         write_frames(one / folder / "same.mp4", TIMES["even.mp4"])
@@ -701,8 +713,13 @@ def test_a_list_of_ours_needs_no_folder_of_videos_to_be_exported(one, tmp_path, 
         ("a/clip.mp4", "a", 0.2, 0.4),
         ("b/clip.mp4", "b", 0.0, 1.0),
     ]
-    assert main(["data", "export", str(path), "--format", "elan", "--output", str(tmp_path / "b.eaf")]) == 1
-    assert "elan has a file for each video, and there are 2" in capsys.readouterr().err
+    for name, target, said in [
+        ("elan", tmp_path / "b.eaf", "elan has a file for each video, and there are 2"),
+        ("elan", output, "the folder isn't empty"),
+        ("via", output, "is a folder; expected a file's name"),
+    ]:
+        assert main(["data", "export", str(path), "--format", name, "--output", str(target)]) == 1
+        assert said in capsys.readouterr().err
 
 
 def test_a_conversion_does_not_write_over_what_it_reads(one, tmp_path, capsys):

@@ -112,6 +112,10 @@ def write_annotations(
     wanted = next(one for one in FORMATS if one.name == name)
     parts = by_video(segments)
     if not wanted.one_video or len(parts) == 1:
+        if path.is_dir():
+            raise ValueError(
+                f"output {path}: is a folder; expected a file's name, such as {path.name}{wanted.suffix}"
+            )
         wanted.write(path, segments, timelines)
         return [path]
     if path.is_file() or path.suffix.lower() == wanted.suffix:

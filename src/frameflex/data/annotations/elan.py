@@ -79,7 +79,7 @@ class ELAN:
         media = {
             "MEDIA_URL": video.resolve().as_uri(),
             "MIME_TYPE": mimetypes.guess_type(video.name)[0] or "video/*",
-            "RELATIVE_MEDIA_URL": Path(beside).as_posix(),
+            "RELATIVE_MEDIA_URL": f"./{Path(beside).as_posix()}",
         }
         ElementTree.SubElement(header, "MEDIA_DESCRIPTOR", media)
         order = ElementTree.SubElement(root, "TIME_ORDER")

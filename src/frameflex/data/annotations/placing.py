@@ -66,6 +66,10 @@ def place(
         if end <= start:
             notes["without a length left out"] += 1
             continue
+        if mark.unit == "ticks" and not (fps or mark.rate or mark.counted):
+            notes[
+                "placed at the video's frame rate, since the task says none; if another one was set, give --fps"
+            ] += 1
         notes["that went past the end of the video cut there"] += was_cut
         segments.append(Segment(path, videos.name(path), label, start, end))
     if late:

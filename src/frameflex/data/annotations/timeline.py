@@ -7,6 +7,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from frameflex.video import open_video
@@ -64,8 +65,7 @@ class Timeline:
         """The time of a frame that a tool meant which rounds to milliseconds; another time as it is."""
         after = bisect_left(self.timestamps, seconds)
         near = min((self._boundary(i) for i in (after - 1, after) if i >= 0), key=lambda t: abs(t - seconds))
-        gap = 1 / self.fps if self.num_frames == 1 else min(self._gaps())
-        return near if abs(near - seconds) <= min(_ROUNDING_SECONDS, gap / 4) else seconds
+        return near if abs(near - seconds) <= min(_ROUNDING_SECONDS, self._least_gap / 4) else seconds
 
     def frames_between(self, start_tick: float, end_tick: float, rate: float) -> tuple[int, int]:
         """The first and the last frame that a player shows from one tick up to another of a clock, from 0."""
@@ -91,23 +91,25 @@ class Timeline:
         Raises:
             ValueError: if frames are too near to each other.
         """
-        gaps = self._gaps()
-        for rate in (self.rate, 2 / min(gaps) if gaps and min(gaps) > 0 else math.inf):
+        for rate in (self.rate, 2 / self._least_gap if self._least_gap > 0 else math.inf):
             if rate <= _MOST_TICKS and all(
                 self.frames_between(*self.ticks(frame, frame, rate), rate) == (frame, frame)
                 for frame in range(self.num_frames)
             ):
                 return rate
         raise ValueError(
-            f"two frames are {min(gaps, default=0):.6f} s apart, too near for a clock of {_MOST_TICKS:g} ticks a "
-            "second. Re-encode it at a constant rate: `ffmpeg -i INPUT -fps_mode cfr OUTPUT.mp4`"
+            f"two frames are {self._least_gap:.6f} s apart, too near for a clock of {_MOST_TICKS:g} ticks a second. "
+            "Re-encode it at a constant rate: `ffmpeg -i INPUT -fps_mode cfr OUTPUT.mp4`"
         )
 
     def _boundary(self, index: int) -> float:
         return self.timestamps[index] if index < self.num_frames else self.end_seconds
 
-    def _gaps(self) -> list[float]:
-        return [after - before for before, after in itertools.pairwise(self.timestamps)]
+    @cached_property
+    def _least_gap(self) -> float:
+        """Seconds between the two frames that are nearest to each other."""
+        gaps = (after - before for before, after in itertools.pairwise(self.timestamps))
+        return min(gaps, default=1 / self.fps)
 
 
 class Timelines:

@@ -11,7 +11,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from frameflex.data.finding import Search, is_video_file
 from frameflex.data.layouts.layout import inside, one_form
 
-_HASH = re.compile(r"[0-9a-f]{6,40}-(?=.)")  # that Label Studio puts before the name of an upload
+# What tools put before the name of an upload: Label Studio eight digits, others the whole UUID.
+_HASH = re.compile(r"([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}|[0-9a-f]{8})-(?=.)")
 
 
 class FolderOfVideos:
@@ -52,9 +53,8 @@ class FolderOfVideos:
             for first in range(len(parts)):  # the most of the path that is found decides
                 if files := self._by_tail.get("/".join(parts[first:])):
                     return files
-            if parts and (files := self._by_tail.get(_HASH.sub("", parts[-1], count=1))):
-                return files
-            if parts and (files := self._by_upload.get(_as_uploaded(_HASH.sub("", parts[-1], count=1)))):
+            upload = _HASH.sub("", parts[-1], count=1) if parts else ""
+            if files := self._by_tail.get(upload) or self._by_upload.get(upload):
                 return files
         return []
 
