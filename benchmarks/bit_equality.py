@@ -80,8 +80,11 @@ def drawn(keys: dict[str, list[int]]) -> dict[str, torch.Tensor]:
 
 def answers(checkpoint: Path, videos: list[Path]) -> str:
     """All probabilities of a few videos, as `predict --json` writes them: Python's shortest exact decimals."""
+    exact = (
+        ["--precision", "float32"] if "--precision" in run("predict", "--help") else []
+    )  # before it was all there was
     lines = run(
-        "predict", checkpoint, *videos, "--json", "--top", 1000, "--frames", 8, "--workers", 0
+        "predict", checkpoint, *videos, "--json", "--top", 1000, "--frames", 8, "--workers", 0, *exact
     ).splitlines()
     keys = ("predictions", "num_frames")
     return json.dumps([[json.loads(line).get(key) for key in keys] for line in lines])
