@@ -57,7 +57,15 @@ def batch(place, out, **options):
 
 def command(place, out, *more):
     return [
-        *(sys.executable, "-m", "frameflex", "predict", str(place / "net.safetensors")),
+        *(
+            sys.executable,
+            "-m",
+            "frameflex",
+            "predict",
+            str(place / "net.safetensors"),
+            "--precision",
+            "float32",
+        ),
         *("--manifest", str(place / "list.csv"), "--out", str(out), "--rows-a-part", "4"),
         *("--workers", "0", "--device", "cpu", *more),
     ]
