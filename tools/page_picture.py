@@ -1,6 +1,6 @@
 """The picture of the page in the README: `frameflex app` in a headless Chromium, on a clip of the bundled benchmark.
 
-python tools/page_picture.py runs/motion/best.safetensors motion/20bn-something-something-v2/46.mp4 docs/images/app.png
+python tools/page_picture.py runs/motion/best.safetensors motion/20bn-something-something-v2/46.mp4 app.png
 """
 
 from __future__ import annotations
