@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from helpers import moving_bar, tiny_recipe, write_video
+from helpers import bar_folder, moving_bar, tiny_recipe, write_video
 
 from frameflex.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from frameflex.checkpoint import format as checkpoint_format
@@ -13,6 +13,7 @@ from frameflex.data.datasets import load_split
 from frameflex.data.splits import Division, KnownVideos, hold_out, video_key
 from frameflex.engine.evaluation import evaluate
 from frameflex.engine.training import train
+from frameflex.video import VideoError
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +140,14 @@ def test_a_million_videos_do_not_fill_a_checkpoint(monkeypatch, trained):
     again = KnownVideos.of(videos.subset(reversed(range(10))))
     assert again.digest == known.digest  # whatever the order
     assert len({video_key(video) for video in videos}) == 10
+
+
+def test_a_validation_video_that_is_none_is_told_before_the_first_step(tmp_path):
+    data = bar_folder(tmp_path / "bars", per_class=2)
+    (data / "val" / "going left" / "broken.mp4").write_bytes(b"no video")
+    recipe = tiny_recipe(data, tmp_path / "run")
+    with pytest.raises(
+        VideoError, match=r"1 of 7 videos can't be decoded: going left/broken.mp4; validation"
+    ):
+        train(recipe)
+    assert not (tmp_path / "run" / "last.safetensors").exists()

@@ -21,10 +21,9 @@ from frameflex.engine.confidence import wilson_interval
 from frameflex.engine.evaluation import CountResult, Evaluation, accuracies, evaluate
 from frameflex.engine.recipe import Recipe, RecipeError
 from frameflex.engine.run_folder import RunFolder
-from frameflex.engine.task import find_folds
+from frameflex.engine.task import check_videos_open, find_folds
 from frameflex.engine.training import expect_nothing_in, hold_folder, make_accelerator, train
 from frameflex.engine.watching import Watcher
-from frameflex.video import VideoError
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +171,7 @@ def cross_validate(
     watcher = watcher or Watcher()
     accelerator = make_accelerator(recipe)
     with hold_folder(folder, accelerator):
-        _check_videos_open(videos)
+        check_videos_open(videos, "in cross-validation each is held out once")
         problems = _problems(videos, folds) if accelerator.is_main_process else []
         for line in problems:
             logger.warning("data: %s", line)
@@ -277,27 +276,6 @@ def _places(measured: Sequence[Evaluation]) -> list[list[int]]:
         places.append(list(range(start, start + len(one.names))))
         start += len(one.names)
     return places
-
-
-def _check_videos_open(videos: VideoList) -> None:
-    """Open every video before the first run: one that can't be would stop the run that it is held out of.
-
-    Raises:
-        VideoError: naming the first few.
-    """
-    bad = []
-    for record in videos:
-        try:
-            with record.open(limits=videos.limits) as reader:
-                reader.frames([reader.num_frames // 2])
-        except (VideoError, OSError):
-            bad.append(record.name)
-    if bad:
-        named = ", ".join(bad[:_NAMED]) + (", …" if len(bad) > _NAMED else "")
-        raise VideoError(
-            f"{len(bad)} of {len(videos)} videos can't be decoded: {named}; in cross-validation each is held out "
-            "once. Mend them, or leave them out with data.quarantine and the list of `frameflex data check`"
-        )
 
 
 def _problems(videos: VideoList, folds: Sequence[Sequence[int]]) -> list[str]:

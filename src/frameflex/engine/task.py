@@ -16,9 +16,11 @@ from frameflex.data.quarantine import quarantined_files
 from frameflex.data.records import VideoList, VideoRecord
 from frameflex.data.splits import Division, KnownVideos, divide_into_folds, groups_of, hold_out
 from frameflex.engine.recipe import Recipe, RecipeError
-from frameflex.video import Limits
+from frameflex.video import Limits, VideoError
 
 logger = logging.getLogger(__name__)
+
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -205,4 +207,29 @@ def check_classes(training: VideoList) -> None:
         raise RecipeError(
             f"all training videos are of one class, {training.classes[0]!r}; expected at least 2. Is data.train "
             "the folder with a sub-folder for each class?"
+        )
+
+
+def check_videos_open(videos: VideoList, why: str) -> None:
+    """Decode a frame from the middle of every video, before work that would stop at one that can't be.
+
+    Args:
+        videos: to open.
+        why: it would stop.
+
+    Raises:
+        VideoError: naming the first few.
+    """
+    bad = []
+    for record in videos:
+        try:
+            with record.open(limits=videos.limits) as reader:
+                reader.frames([reader.num_frames // 2])
+        except (VideoError, OSError):
+            bad.append(record.name)
+    if bad:
+        named = ", ".join(bad[:_NAMED]) + (", …" if len(bad) > _NAMED else "")
+        raise VideoError(
+            f"{len(bad)} of {len(videos)} videos can't be decoded: {named}; {why}. Mend them, or leave them out with "
+            "data.quarantine and the list of `frameflex data check`"
         )

@@ -30,11 +30,13 @@ from frameflex.engine.recipe import Recipe, RecipeError
 from frameflex.engine.run import Run
 from frameflex.engine.run_folder import RunFolder, RunLog
 from frameflex.engine.run_state import check_same_data, check_same_recipe
-from frameflex.engine.task import Task, digest, read_task
+from frameflex.engine.task import Task, check_videos_open, digest, read_task
 from frameflex.engine.watching import Interrupted, Watcher
 from frameflex.models import TSM
 
 logger = logging.getLogger(__name__)
+
+_OPENED_FIRST = 1000  # validation videos; more take minutes, which is for `frameflex data check`
 
 
 def train(
@@ -102,6 +104,8 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher, check_data: bo
         reversed_labels(recipe, task.training.classes)  # wrong: told before anything is written
     if not resume:
         expect_nothing_in(folder)
+    if check_data and not resume and len(task.validation) <= _OPENED_FIRST:
+        check_videos_open(task.validation, "validation measures all or nothing")
     with hold_folder(folder, accelerator):
         former = _find_former(folder, accelerator) if resume else None
         if not resume:
