@@ -12,6 +12,7 @@ import sys
 import torch
 
 from frameflex.checkpoint import Checkpoint, save_checkpoint
+from frameflex.cli import main
 from frameflex.data.transforms import Preprocessing
 from frameflex.models import create_model
 
@@ -59,3 +60,12 @@ def post(port, body, *, query="", headers=None):
     answer = json.loads(response.read())
     connection.close()
     return response.status, answer
+
+
+def said_by_predict(things, capsys, name, *options):
+    """The lines of ``frameflex predict --json`` on one of the videos, with the tiny network."""
+    capsys.readouterr()
+    video = [things / "tiny.safetensors", things / name]
+    argv = ["predict", *video, "--json", "--workers", 0, "--device", "cpu"]
+    assert main([*map(str, argv), *options]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]

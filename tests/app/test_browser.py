@@ -5,10 +5,8 @@ import time
 
 import pytest
 from browsing import browser, served, shot, until
-from checkpoints import save_tiny
+from checkpoints import said_by_predict, save_tiny
 from helpers import moving_bar, write_video
-
-from frameflex.cli import main
 
 pytest.importorskip("starlette", reason="needs frameflex[app]")
 pytestmark = pytest.mark.slow
@@ -28,22 +26,6 @@ def things(tmp_path_factory):
 def address(things):
     with served(things / "tiny.safetensors", "--source", things / "long.mp4") as (address, _):
         yield address
-
-
-def said_by_predict(things, capsys, name, *options):
-    capsys.readouterr()
-    argv = [
-        "predict",
-        things / "tiny.safetensors",
-        things / name,
-        "--json",
-        "--workers",
-        0,
-        "--device",
-        "cpu",
-    ]
-    assert main([*map(str, argv), *options]) == 0
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
 def bars(page):

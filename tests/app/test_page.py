@@ -1,14 +1,12 @@
 """The page of `frameflex app`, talked to as a tab does: each answer is that of the command line."""
 
 import asyncio
-import json
 
 import pytest
 import torch
-from checkpoints import CLASSES, save_tiny
+from checkpoints import CLASSES, said_by_predict, save_tiny
 from helpers import moving_bar, write_video
 
-from frameflex.cli import main
 from frameflex.deploy.recognizer import Recognizer
 from frameflex.export import export
 
@@ -43,22 +41,6 @@ def client(things):
 def tab(client):
     with Tab(client) as tab:
         yield tab
-
-
-def said_by_predict(things, capsys, name, *options):
-    capsys.readouterr()
-    argv = [
-        "predict",
-        things / "tiny.safetensors",
-        things / name,
-        "--json",
-        "--workers",
-        0,
-        "--device",
-        "cpu",
-    ]
-    assert main([*map(str, argv), *options]) == 0
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
 @pytest.mark.parametrize("frames", [None, 1, 5, 32])

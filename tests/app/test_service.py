@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from checkpoints import CLASSES, command, post, save_tiny
+from checkpoints import CLASSES, command, post, said_by_predict, save_tiny
 from helpers import moving_bar, write_video
 
 from frameflex.cli import main
@@ -52,22 +52,6 @@ def client(things):
         yield client
 
 
-def said_by_predict(things, capsys, name, *options):
-    capsys.readouterr()
-    argv = [
-        "predict",
-        things / "tiny.safetensors",
-        things / name,
-        "--json",
-        "--workers",
-        0,
-        "--device",
-        "cpu",
-    ]
-    assert main([*map(str, argv), *options]) == 0
-    return json.loads(capsys.readouterr().out)["predictions"]
-
-
 def assert_same(answer, expected):
     assert [(one["label"], one["index"]) for one in answer] == [
         (one["label"], one["index"]) for one in expected
@@ -88,11 +72,15 @@ def assert_same(answer, expected):
 def test_an_answer_is_that_of_predict(client, things, capsys, query, options):
     response = client.post(f"/predict{query}", content=(things / "5.mp4").read_bytes())
     assert response.status_code == 200
-    assert_same(response.json()["predictions"], said_by_predict(things, capsys, "5.mp4", *options))
+    assert_same(
+        response.json()["predictions"], said_by_predict(things, capsys, "5.mp4", *options)[0]["predictions"]
+    )
 
 
 def test_sixteen_requests_at_once_get_the_answers_of_predict(client, things, capsys):
-    expected = [said_by_predict(things, capsys, f"{i}.mp4", "--frames", "4") for i in range(16)]
+    expected = [
+        said_by_predict(things, capsys, f"{i}.mp4", "--frames", "4")[0]["predictions"] for i in range(16)
+    ]
     with ThreadPoolExecutor(16) as threads:
         responses = list(
             threads.map(
@@ -164,7 +152,7 @@ def test_a_file_that_kills_its_decoder_or_hangs_costs_one_request(things, monkey
         assert "SIGSEGV" in crashed.json()["error"]
         assert "not done after 3 s" in hung.json()["error"]
         answer = client.post("/predict", content=good).json()["predictions"]
-        assert_same(answer, said_by_predict(things, capsys, "3.mp4"))
+        assert_same(answer, said_by_predict(things, capsys, "3.mp4")[0]["predictions"])
 
 
 def test_requests_beyond_the_queue_are_told_to_come_again_and_slow_ones_end(things):
@@ -279,7 +267,7 @@ def test_other_machines_need_a_token_and_a_port_that_is_taken_is_named(things, t
 
 @pytest.mark.slow
 def test_the_command_answers_sixteen_at_once_and_ends_with_sigterm(things, capsys):
-    expected = [said_by_predict(things, capsys, f"{i}.mp4") for i in range(16)]
+    expected = [said_by_predict(things, capsys, f"{i}.mp4")[0]["predictions"] for i in range(16)]
     options = ("--port", 0, "--device", "cpu", "--precision", "float32")  # the last as the tests' own
     with command("serve", things / "tiny.safetensors", *options) as (port, process):
         with ThreadPoolExecutor(16) as threads:

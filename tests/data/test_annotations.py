@@ -360,8 +360,8 @@ ELAN = """<?xml version="1.0" encoding="UTF-8"?>
  xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"
  xsi:noNamespaceSchemaLocation="http://www.mpi.nl/tools/elan/EAFv3.0.xsd">
   <HEADER MEDIA_FILE="" TIME_UNITS="milliseconds">
-    <MEDIA_DESCRIPTOR MEDIA_URL="file:///C:/work/sound.wav" MIME_TYPE="audio/x-wav"/>
-    <MEDIA_DESCRIPTOR MEDIA_URL="file:///C:/work/clip.mp4" MIME_TYPE="video/mp4" ORIGIN/>
+    <MEDIA_DESCRIPTOR MEDIA_URL="file:///C:/films/sound.wav" MIME_TYPE="audio/x-wav"/>
+    <MEDIA_DESCRIPTOR MEDIA_URL="file:///C:/films/clip.mp4" MIME_TYPE="video/mp4" ORIGIN/>
   </HEADER>
   <TIME_ORDER>
     <TIME_SLOT TIME_SLOT_ID="ts1" TIME_VALUE="440"/><TIME_SLOT TIME_SLOT_ID="ts2" TIME_VALUE="960"/>

@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,11 @@ class FrameCache:
         with self._alone(key):
             kept = self._kept.get(key) or self._from_file(key)
             if kept is None:
-                reader = record.open(decoder=decoder, limits=limits)
-                if self._num_bytes(record, reader) > _MOST_BYTES:
-                    return reader
-                with reader:
+                with ExitStack() as stack:
+                    reader = stack.enter_context(record.open(decoder=decoder, limits=limits))
+                    if self._num_bytes(record, reader) > _MOST_BYTES:
+                        stack.pop_all()  # it stays open, for the caller
+                        return reader
                     kept = self._keep(key, self._decode(record, reader))
         return _Frames(str(record.path), kept)
 
@@ -86,7 +87,7 @@ class FrameCache:
                 if self._closed.is_set():
                     return
                 try:
-                    self.open(record, decoder=decoder, limits=limits)
+                    self.open(record, decoder=decoder, limits=limits).close()
                 except (VideoError, OSError):
                     continue  # whoever asks for it decodes it again, and hears why
 

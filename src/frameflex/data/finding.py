@@ -99,6 +99,10 @@ class Search:
             elif is_video_file(name):
                 yield folder / name
 
+    def has_videos(self, folder: Path) -> bool:
+        """Whether a class's folder holds a video; looks no further than the first."""
+        return next(self.videos(folder), None) is not None
+
     def _inside(self, folder: Path) -> list[tuple[str, bool]]:
         """Names in a folder, sorted, each with whether it is a folder to search."""
         found = []

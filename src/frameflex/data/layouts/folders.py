@@ -28,9 +28,7 @@ class Folders:
         if not root.is_dir():
             return False
         search = Search(root)
-        names = [
-            folder.name for folder in search.subfolders(root) if any(True for _ in search.videos(folder))
-        ]
+        names = [folder.name for folder in search.subfolders(root) if search.has_videos(folder)]
         return bool(names) and not (
             len(names) == 1 and (names[0] == "videos" or names[0].startswith("20bn-something-something"))
         )
@@ -90,7 +88,7 @@ def _split_folders(search: Search) -> dict[str, Path]:
     splits: dict[str, Path] = {}
     for folder in search.subfolders(search.root):
         split = split_of_folder(folder.name)
-        if split is None or not any(_class_folders(search, folder).values()):
+        if split is None or not any(map(search.has_videos, search.subfolders(folder))):
             continue
         if split in splits:
             raise ValueError(
