@@ -218,18 +218,18 @@ def check_videos_open(videos: VideoList, why: str) -> None:
         why: it would stop.
 
     Raises:
-        VideoError: naming the first few.
+        VideoError: naming the first few, with what is wrong with the first.
     """
-    bad = []
+    bad: dict[str, str] = {}
     for record in videos:
         try:
             with record.open(limits=videos.limits) as reader:
                 reader.frames([reader.num_frames // 2])
-        except (VideoError, OSError):
-            bad.append(record.name)
+        except (VideoError, OSError) as error:
+            bad[record.name] = str(error)
     if bad:
-        named = ", ".join(bad[:_NAMED]) + (", …" if len(bad) > _NAMED else "")
+        named = ", ".join(list(bad)[:_NAMED]) + (", …" if len(bad) > _NAMED else "")
         raise VideoError(
             f"{len(bad)} of {len(videos)} videos can't be decoded: {named}; {why}. Mend them, or leave them out with "
-            "data.quarantine and the list of `frameflex data check`"
+            f"data.quarantine and the list of `frameflex data check`. The first: {next(iter(bad.values()))}"
         )

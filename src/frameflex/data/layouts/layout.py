@@ -99,7 +99,7 @@ def check_capitals(where: Path, classes: Mapping[str, Collection[str]]) -> list[
     """
     spellings: dict[str, dict[str, str]] = {}
     for split, names in classes.items():
-        for name in names:
+        for name in sorted(names):  # of a set too, whose order changes from process to process
             spellings.setdefault(one_form(name).casefold(), {}).setdefault(one_form(name), split)
     notes = []
     for forms in spellings.values():
