@@ -274,7 +274,7 @@ def test_classes_are_taught_by_recording_dropping_and_cutting_and_a_network_come
         until(page, "document.querySelectorAll('#teach-classes img').length === 5")
         page.click("#teach-put-back")
         until(page, "document.querySelectorAll('#teach-classes img').length === 6")
-        page.fill("#train-epochs", "3")
+        page.fill("#train-minutes", "0.3")
         page.click("#train-start")
         until(page, "document.querySelector('#train-stop').checkVisibility()")
         page.close()  # the training goes on

@@ -262,10 +262,10 @@ def test_a_training_is_followed_stopped_gone_on_with_and_used(client, things, tm
             tab.get("class-added")
             for i in range(4):
                 teach(tab, things / f"{side}{i}.mp4", side)
-        tab.ask(type="train", epochs=200)
+        tab.ask(type="train", minutes=5)
         report = tab.get("training")
         assert report["state"] == "running"
-        tab.ask(type="train", epochs=1)
+        tab.ask(type="train", minutes=1)
         assert "a training is running" in tab.error()
         while len(report["steps"]) < 3:
             report = tab.get("training")
@@ -290,7 +290,7 @@ def test_a_training_is_followed_stopped_gone_on_with_and_used(client, things, tm
         while (report := tab.get("training"))["state"] in ("running", "stopping"):
             pass
     with Tab(client) as tab:
-        tab.ask(type="train", epochs=2)
+        tab.ask(type="train", minutes=0.3)
         while (report := tab.get("training"))["state"] == "running":
             pass
         assert report["state"] == "done", report["lines"]
@@ -313,7 +313,7 @@ def test_the_page_ends_a_training_in_order(things, tmp_path):
             target.write_bytes((things / f"{side}{i}.mp4").read_bytes())
     assert Lessons(tmp_path / "taught").clips()[0] == Clip("left", "0.mp4")
     with TestClient(page, base_url=HERE) as client, Tab(client) as tab:
-        tab.ask(type="train", epochs=200)
+        tab.ask(type="train", minutes=5)
         while len((report := tab.get("training"))["steps"]) < 2:
             assert report["state"] == "running", report["lines"]
     output = report["output"]

@@ -313,8 +313,8 @@ class Teaching:
             await asyncio.to_thread(training.go_on)
         else:
             options = self._options()
-            if message.get("epochs") is not None:
-                options += ["--training.epochs", str(int(number_of(message, "epochs", 1, 10_000)))]
+            if message.get("minutes") is not None:
+                options += ["--training.minutes", f"{number_of(message, 'minutes', 0.1, 10_000):g}"]
             if sum(bool(clips) for clips in self._shared.lessons.classes().values()) < 2:
                 raise ValueError("training needs clips of two classes; record some first")
             await asyncio.to_thread(training.start, options)

@@ -76,8 +76,8 @@ export function setUpTrain() {
   });
   $("train-start").addEventListener("click", () => {
     allIsWell();
-    const epochs = $("train-epochs").value;
-    send({ type: "train", epochs: epochs ? Number(epochs) : null });
+    const minutes = $("train-minutes").value;
+    send({ type: "train", minutes: minutes ? Number(minutes) : null });
   });
   $("train-go-on").addEventListener("click", () => send({ type: "train", go_on: true }));
   $("train-stop").addEventListener("click", () => send({ type: "stop-training" }));
