@@ -26,3 +26,25 @@ def web(tmp_path, monkeypatch):
     monkeypatch.setattr("frameflex.checkpoint.downloading._WAIT_SECONDS", 0.01)
     with Web() as web:
         yield web
+
+
+@pytest.fixture(scope="session")
+def _s3_server():
+    pytest.importorskip("moto")
+    pytest.importorskip("s3fs")
+    from store import Store
+
+    with Store() as store:
+        yield store
+
+
+@pytest.fixture
+def store(_s3_server, tmp_path, monkeypatch):
+    """A real S3 server with an empty bucket, credentials for it, and an empty cache."""
+    from store import credentials
+
+    monkeypatch.setenv("FRAMEFLEX_CACHE", str(tmp_path / "cache"))
+    _s3_server.clear()
+    with credentials(monkeypatch, _s3_server):
+        yield _s3_server
+    _s3_server.clear()

@@ -10,8 +10,9 @@ from frameflex.addresses import without_secrets
 from frameflex.checkpoint import CheckpointError, load_checkpoint
 from frameflex.cli import main
 from frameflex.console import show_messages
-from frameflex.data.shards import ShardError, read_index
+from frameflex.data.shards import read_index
 from frameflex.deploy.live.sources import LiveSource, running
+from frameflex.storage import StorageError
 from frameflex.video.sequential import SequentialReader, SourceLost
 
 
@@ -57,7 +58,7 @@ def test_a_live_source_that_cannot_be_reached_says_no_secret(caplog):
 def test_errors_and_logs_say_no_secret(capsys):
     with pytest.raises(SourceLost) as lost:
         SequentialReader(ADDRESS, protocols="tcp,rtsp,rtp,udp", timeout_seconds=1)
-    with pytest.raises(ShardError) as shard:
+    with pytest.raises(StorageError) as shard:
         read_index("unknown+kind://me:hush@a/index.json?key=hush")
     with pytest.raises(CheckpointError) as checkpoint:
         load_checkpoint("https://me:hush@127.0.0.1:9/a.safetensors?token=hush")

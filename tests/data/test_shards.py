@@ -20,6 +20,7 @@ from frameflex.data.shard_stream import ShardStream, check_member_name
 from frameflex.data.shards import ShardError, ShardMember, read_index
 from frameflex.data.shards.members import pack_member, unpack_member
 from frameflex.data.transforms import EvalTransform, Preprocessing, TrainTransform
+from frameflex.storage import StorageError
 from frameflex.video import VideoError
 
 PIXELS = Preprocessing(short_side=32, crop_size=32)
@@ -139,7 +140,7 @@ def test_a_server_without_ranges_is_an_error_and_not_a_download_of_everything(ma
     pytest.importorskip("aiohttp")
     with served(made[1], ranges=False) as address:
         member = load_videos(address, split="train")[0].path
-        with pytest.raises(ShardError, match="support range requests"):
+        with pytest.raises(StorageError, match="support range requests"):
             ShardMember(member.shard, member.name, 512, 100, 0).read()
         with pytest.raises(ShardError, match="can't be read"):
             load_videos(address + "/nowhere")
@@ -259,7 +260,7 @@ def test_a_stream_refuses_names_that_lead_out_and_files_that_unpack(broken):
 def test_index_reads_by_its_own_path_and_an_unknown_protocol_is_one_line(made):
     assert read_index(made[1] / "index.json").classes == ("going left", "going right")
     pytest.importorskip("fsspec")
-    with pytest.raises(ShardError, match="nosuch"):
+    with pytest.raises(StorageError, match="nosuch"):
         load_videos("nosuch://bucket/x")
 
 

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import re
 from pathlib import Path
 
 from frameflex.checkpoint import published
-from frameflex.checkpoint.downloading import cache_folder, checksum, download, first_line, locked
+from frameflex.checkpoint.downloading import (
+    cache_folder,
+    checksum,
+    download,
+    first_line,
+    locked,
+    megabytes,
+)
 from frameflex.checkpoint.errors import CheckpointError
+from frameflex.storage import address_of, copy_to, is_stored, is_stored_folder, look
 
+logger = logging.getLogger(__name__)
+
+SUFFIX = ".safetensors"
 WEIGHTS_NAME = "model.safetensors"  # what a repository or a folder calls its checkpoint
 
 
@@ -21,6 +34,7 @@ def fetch(source: str | Path) -> Path:
             - the name of published weights, such as ``tsm_resnet50.ssv2_8f``: see `list_models`;
             - ``hf://owner/name`` for ``model.safetensors`` of a repository of the Hugging Face hub, or
               ``hf://owner/name/path/to/file``; ``hf://owner/name@revision`` pins a branch, tag or commit;
+            - ``s3://bucket/key`` and other object storage: what is there now, fetched again when it has changed;
             - ``https://host/file#sha256=0123…``: what arrives must have that SHA-256 checksum, because nothing
               else tells whether it is the file that you mean. ``hf://`` addresses take one, too.
 
@@ -30,15 +44,15 @@ def fetch(source: str | Path) -> Path:
     Raises:
         CheckpointError: if an address makes no sense, can't be reached, or gives a file with another checksum; if a
             name is nearly one of the published weights'.
+        StorageError, FileNotFoundError: if object storage can't be read, or has no such file.
     """
+    if is_stored(source):
+        return _fetch_from_storage(address_of(source))
     found = re.fullmatch(r"(hf|https?):/{1,2}([^#]+)(?:#(.*))?", str(source))  # a Path makes "//" to "/"
     if not found:
         return Path(source) if Path(source).exists() else published.fetch(str(source)) or Path(source)
     scheme, address, fragment = found.groups()
-    given = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment or "")
-    if fragment and not given:
-        raise CheckpointError(f"address {source}: expected #sha256= and 64 hexadecimal digits behind the #")
-    expected = given[1].lower() if given else None
+    expected = _checksum_in(source, fragment or "")
     if scheme == "hf":
         return _fetch_from_hub(address, expected)
     if scheme == "http":
@@ -77,6 +91,31 @@ def _fetch_from_web(url: str, expected: str) -> Path:
             _check_sum(url, path, expected)
         else:
             download(url, path, sha256=expected)
+    return path
+
+
+def _checksum_in(source: str | Path, fragment: str) -> str | None:
+    given = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
+    if fragment and not given:
+        raise CheckpointError(f"address {source}: expected #sha256= and 64 hexadecimal digits behind the #")
+    return given[1].lower() if given else None
+
+
+def _fetch_from_storage(source: str) -> Path:
+    address, _, fragment = source.partition("#")
+    expected = _checksum_in(source, fragment)
+    address = address.rstrip("/")
+    if not address.endswith(SUFFIX) and is_stored_folder(address):
+        address += f"/{WEIGHTS_NAME}"
+    now = look(address)
+    key = hashlib.sha256(f"{address} {now.num_bytes} {now.version}".encode()).hexdigest()[:32]
+    path = cache_folder() / "storage" / key / now.name
+    with locked(path):
+        if not path.is_file():
+            logger.warning("fetching %s (%s)", address, megabytes(now.num_bytes))
+            copy_to(address, path)
+    if expected is not None:
+        _check_sum(address, path, expected)
     return path
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from frameflex.deploy.long_videos.events import Event, Segment
     from frameflex.deploy.long_videos.windows import LongVideo
     from frameflex.deploy.recognizer import Recognizer
+    from frameflex.storage import Place
 
 _FORMATS = ("json", "csv", "srt")  # named here so that --help needs no torch
 _NEED_WINDOW = (
@@ -66,7 +67,7 @@ def check_window_options(parser: argparse.ArgumentParser, args: argparse.Namespa
 
 
 def recognize_long(
-    args: argparse.Namespace, recognizer: Recognizer, files: Sequence[Path], console: Any
+    args: argparse.Namespace, recognizer: Recognizer, files: Sequence[Place], console: Any
 ) -> int:
     """Recognise each file in windows; returns the exit status."""
     from frameflex.deploy.long_videos.drawing import check_video_name
@@ -115,7 +116,7 @@ def recognize_long(
 def _recognize_one(
     args: argparse.Namespace,
     recognizer: Recognizer,
-    file: Path,
+    file: Place,
     output: Path | None,
     timeline: Path | None,
     annotated: Path | None,
@@ -176,7 +177,7 @@ class _Watching:
     """One video while it is recognised: what is told at once, and what is kept for the files."""
 
     args: argparse.Namespace
-    file: Path
+    file: Place
     names: Sequence[str]
     keep_windows: bool
     console: Any
@@ -226,7 +227,7 @@ class _Watching:
             yield segment
 
 
-def _annotate(file: Path, target: Path, events: Sequence[Event]) -> Iterator[float]:
+def _annotate(file: Place, target: Path, events: Sequence[Event]) -> Iterator[float]:
     """Write the labelled video in a second pass, now that the events are known; yields the seconds done."""
     from frameflex.deploy.long_videos.drawing import VideoWriter, clock, draw_label, label_of
     from frameflex.deploy.long_videos.windows import ForwardVideo
@@ -252,7 +253,7 @@ def _tell(video: LongVideo, told: int, as_json: bool, console: Any) -> int:
     return len(video.troubles)
 
 
-def _targets(path: Path | None, files: Sequence[Path], suffix: str) -> list[Path | None]:
+def _targets(path: Path | None, files: Sequence[Place], suffix: str) -> list[Path | None]:
     """Where each video's result goes: one file, or for several videos a file each in a folder."""
     if path is None:
         return [None] * len(files)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from frameflex.addresses import without_secrets
 from frameflex.arguments import MAX_FRAMES
 from frameflex.printable import printable
+from frameflex.storage import address_of, is_stored
 
 if TYPE_CHECKING:
     from frameflex.video import Limits
@@ -175,6 +176,7 @@ def check_place(path: Path, *, name: str = "--output") -> None:
     Raises:
         ValueError: if its folder can't be made or written to.
     """
+    _check_local(path, name)
     folder = path if path.is_dir() else path.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -182,6 +184,14 @@ def check_place(path: Path, *, name: str = "--output") -> None:
         raise ValueError(f"{name} {path}: {folder} is a file, not a folder; choose another")
     if not os.access(folder, os.W_OK):
         raise ValueError(f"{name} {path}: the folder {folder} can't be written to; choose another")
+
+
+def _check_local(path: Path, name: str) -> None:
+    if is_stored(path):
+        raise ValueError(
+            f"{name} {address_of(path)}: is in object storage; expected a folder of this machine, where results can "
+            "be written bit by bit. Copy it afterwards, such as with `aws s3 cp --recursive`"
+        )
 
 
 def check_inputs_stay(
@@ -216,6 +226,7 @@ def make_folder(path: Path, *, name: str = "--output") -> Path:
     Raises:
         ValueError: if it can't be made or written to.
     """
+    _check_local(path, name)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -236,14 +247,19 @@ def one_line(error: Exception) -> str:
     """The message of an error that we raise ourselves; of any other also its kind, and how to see more."""
     from frameflex.checkpoint import CheckpointError
     from frameflex.data.shards import ShardError
+    from frameflex.storage import StorageError
     from frameflex.video import VideoError
 
     text = str(error)
     if "Original Traceback" in text:  # torch's, of an error in a process that decodes
-        text = text.strip().splitlines()[-1]
+        text = re.sub(r"^[\w.]+: ", "", text.strip().splitlines()[-1])  # "frameflex.video.VideoError: ..."
     message = re.sub(r"\s*[\r\n]\s*", " ", text).strip()
     if isinstance(
-        error, (ValueError, FileNotFoundError, FileExistsError, VideoError, ShardError, CheckpointError)
+        error,
+        (
+            *(ValueError, FileNotFoundError, FileExistsError),
+            *(VideoError, ShardError, StorageError, CheckpointError),
+        ),
     ):
         return message
     return f"{type(error).__name__}: {message} (run again with --debug for details)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from frameflex.cli.event_options import probability
 from frameflex.cli.long_videos import add_window_options, check_window_options, recognize_long
@@ -24,6 +24,9 @@ from frameflex.cli.options import (
     say_precision,
 )
 from frameflex.printable import printable, to_json
+
+if TYPE_CHECKING:
+    from frameflex.storage import Place
 
 
 def run(argv: list[str], console: Any) -> int:
@@ -114,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _print_answer(file: Path, answer: Any, *, as_json: bool) -> None:
+def _print_answer(file: Place, answer: Any, *, as_json: bool) -> None:
     failed = isinstance(answer, Exception)
     if as_json:
         told = {"error": str(answer)} if failed else {"predictions": [vars(one) for one in answer]}

@@ -21,6 +21,7 @@ from frameflex.data.clips import stretch_of
 from frameflex.data.records import VideoRecord
 from frameflex.data.shards.members import ShardMember
 from frameflex.new_files import new_file
+from frameflex.storage import StoredFile
 from frameflex.video import Decoder, Limits, VideoError, VideoReader
 
 __all__ = ["FrameCache"]
@@ -238,6 +239,8 @@ def _key(record: VideoRecord, smallest: tuple[int, int]) -> str:
     """What frames are recognised by: the file, as large and as old as it is, the stretch and the pixels."""
     if isinstance(record.path, ShardMember):
         what: list[Any] = [str(record.path), record.path.num_bytes, record.path.crc32]
+    elif isinstance(record.path, StoredFile):
+        what = [str(record.path), *record.path.state()]
     else:
         status = os.stat(record.path)
         what = [os.path.abspath(record.path), status.st_size, status.st_mtime_ns]

@@ -21,6 +21,7 @@ from frameflex.data.journal import Journal
 from frameflex.data.records import VideoRecord
 from frameflex.data.shards import ShardError, ShardMember
 from frameflex.printable import printable
+from frameflex.storage import Place, StorageError, StoredFile
 from frameflex.video import ADVICE, Limits, NoFrames, NoVideoStream, VideoError
 from frameflex.video.containers import open_container
 from frameflex.video.isolated import Lost, run_isolated
@@ -188,6 +189,8 @@ def check(
             _inspect, tasks, num_workers=num_workers, timeout_seconds=timeout_seconds
         ):
             task = tasks[number]
+            if isinstance(result, dict) and "fatal" in result:  # no fault of the video
+                raise StorageError(result["fatal"])
             if isinstance(result, Lost):
                 result = {"kind": result.kind, "reason": result.reason, "timeout": timeout_seconds}
             entry = {"path": task.path, "state": list(task.state), "stretches": task.stretches(), **result}
@@ -221,10 +224,12 @@ class _Task:
         return [[record.start_seconds, record.end_seconds] for record in self.records]
 
 
-def file_state(place: Path | ShardMember) -> tuple[int, int]:
-    """Size and time of a file, or size and checksum of a member: while they stay, what was found of it holds."""
+def file_state(place: Place | ShardMember) -> tuple[int, int]:
+    """Size and time or version of a file, or size and checksum of a member: while they stay, a finding holds."""
     if isinstance(place, ShardMember):
         return place.num_bytes, place.crc32
+    if isinstance(place, StoredFile):
+        return place.state()
     try:
         found = os.stat(place)
     except OSError:
@@ -247,7 +252,7 @@ def _inspect(task: _Task) -> dict[str, Any]:
     """What one file is, as JSON: `kind` and `reason` where it can't be used."""
     place = task.records[0].path
     try:
-        if not isinstance(place, ShardMember) and place.is_file() and place.stat().st_size == 0:
+        if isinstance(place, Path) and place.is_file() and place.stat().st_size == 0:
             return {"kind": "empty", "reason": "the file has 0 bytes"}
         facts: dict[str, Any] = {"digest": _digest(place)}
         try:
@@ -268,6 +273,8 @@ def _inspect(task: _Task) -> dict[str, Any]:
                 return {**facts, "kind": "truncated", "reason": f"{missing}; {reason}"}
             return {**facts, "kind": "unreadable", "reason": reason}
         return {**facts, "truncated": _missing_end(place), "container": _container(place)}
+    except StorageError as error:
+        return {"fatal": str(error)}
     except (OSError, ShardError) as error:
         return {"kind": "unreadable", "reason": str(error)}
     except (
@@ -289,42 +296,43 @@ def _stretch_frames(record: VideoRecord, reader: Any) -> int | str:
     return end - first
 
 
-def _digest(place: Path | ShardMember) -> str:
+def _digest(place: Place | ShardMember) -> str:
     """Of the content: of a folder's frames, one after another."""
     whole = hashlib.blake2b(digest_size=20)
-    if isinstance(place, ShardMember):
-        whole.update(place.read())
-        return whole.hexdigest()
-    for file in sorted(place.iterdir()) if place.is_dir() else [place]:
-        if file.is_file():
-            with file.open("rb") as opened:
+    for file in sorted(place.iterdir()) if isinstance(place, Path) and place.is_dir() else [place]:
+        if not isinstance(file, Path) or file.is_file():
+            with _open(file) as opened:
                 while block := opened.read(2**20):
                     whole.update(block)
     return whole.hexdigest()
 
 
-def _open_container(place: Path | ShardMember) -> Any:
-    source = place.open() if isinstance(place, ShardMember) else os.path.abspath(place)
+def _open(place: Place | ShardMember) -> BinaryIO:
+    return place.open("rb") if isinstance(place, Path) else place.open()
+
+
+def _open_container(place: Place | ShardMember) -> Any:
+    source = os.path.abspath(place) if isinstance(place, Path) else place.open()
     return open_container(source, name=str(place), limits=Limits())
 
 
-def _has_sound(place: Path | ShardMember) -> bool:
+def _has_sound(place: Place | ShardMember) -> bool:
     with _open_container(place) as container:
         return bool(container.streams.audio)
 
 
-def _container(place: Path | ShardMember) -> str:
-    if not isinstance(place, ShardMember) and place.is_dir():
+def _container(place: Place | ShardMember) -> str:
+    if isinstance(place, Path) and place.is_dir():
         return ""
     with _open_container(place) as container:
         return container.format.name
 
 
-def _missing_end(place: Path | ShardMember) -> str | None:
+def _missing_end(place: Place | ShardMember) -> str | None:
     """Why a file's end must be missing: its outermost parts say how long they are."""
-    if not isinstance(place, ShardMember) and place.is_dir():
+    if isinstance(place, Path) and place.is_dir():
         return None
-    with place.open() if isinstance(place, ShardMember) else place.open("rb") as file:
+    with _open(place) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         head = file.read(64)

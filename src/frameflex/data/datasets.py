@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,9 +10,11 @@ from typing import Any, Literal
 from frameflex.data.finding import Search, find_video_files, missing_files
 from frameflex.data.layouts import read_layout
 from frameflex.data.layouts.layout import Entry, Found, NoSuchSplit, canonical_split, one_form
+from frameflex.data.outline import Outline, outlined
 from frameflex.data.quarantine import in_quarantine, read_quarantine
 from frameflex.data.records import BadVideo, VideoList, VideoRecord
 from frameflex.data.shards.index import is_shards
+from frameflex.storage import Place, address_of, is_stored, place_of
 
 __all__ = ["NoSuchSplit", "Survey", "load_split", "load_to_measure", "load_videos", "survey"]
 
@@ -56,11 +58,13 @@ def load_videos(
     - **Shards:** a folder that `frameflex data prepare` made, here or at `https://...`, `s3://...` and wherever else
       fsspec reads from.
 
+    In object storage (`s3://...`) each of these is read where its videos are files.
+
     Where train and validation videos are given by two separate lists, pass the classes of the first for the
     second: the second alone may lack a class, and its indices would differ.
 
     Args:
-        source: the data set's folder, a list, or the address of a folder of shards.
+        source: the data set's folder or a list, here or in object storage, or the address of a folder of shards.
         split: "train", "validation" (or "val") or "test", where the data set has several.
         classes: class names in the order of a model's outputs; labels are mapped to them by name. Numbers in
             a list are taken as indices of them.
@@ -72,11 +76,15 @@ def load_videos(
     Raises:
         FileNotFoundError: if `source` is not there, or files of listed videos are not (all counted, ten named).
         ValueError: if the layout is not recognised, a line or an entry is wrong, or a class is not in `classes`.
+        StorageError: if object storage can't be read or listed.
     """
     if on_missing not in ("error", "skip"):
         raise ValueError(f"on_missing is {on_missing!r}; expected 'error' or 'skip'.")
-    place, folder = _places(source, video_dir)
-    found = read_layout(place, canonical_split(split), folder, group=group)
+    place = _checked_place(source, video_dir)
+    with outlined(place, video_dir) as outline:
+        found = outline.of_storage(
+            read_layout(outline.place, canonical_split(split), outline.video_dir, group=group)
+        )
     found.entries, left_out = _leave_out(found.entries, quarantine)
     names, to_index = _number_classes(found, classes)
     missing = _missing(found)
@@ -169,7 +177,7 @@ class Survey:
     missing: list[tuple[str, str, str]] = field(default_factory=list)
     mislabelled: list[tuple[str, str, str, str]] = field(default_factory=list)
     mislabelled_at: list[int] = field(default_factory=list)
-    unlisted: list[Path] = field(default_factory=list)
+    unlisted: list[Place] = field(default_factory=list)
     left_out: list[tuple[str, str, str]] = field(default_factory=list)
 
 
@@ -189,8 +197,13 @@ def survey(
         FileNotFoundError: if there is nothing at `source`.
         ValueError: if the layout is not recognised or a list can't be read.
     """
-    place, folder = _places(source, video_dir)
-    parts = _read_all_splits(place, split, folder)
+    place = _checked_place(source, video_dir)
+    with outlined(place, video_dir) as outline:
+        parts = {
+            name: outline.of_storage(part)
+            for name, part in _read_all_splits(outline.place, split, outline.video_dir).items()
+        }
+        unlisted = _unlisted(outline, split, parts)
     numbers = _number_classes(next(iter(parts.values())), classes)[0]
     found = Survey(VideoList([], numbers), [])
     records: list[VideoRecord] = []
@@ -214,15 +227,29 @@ def survey(
             records.append(_record(part, entry, label))
             found.splits.append(name)
     layout = next(iter(parts.values())).layout.split(",")[0]
-    if os.path.isdir(place) and split is None and layout not in ("folder", "folder per class", "shards"):
-        listed = {os.path.abspath(entry.path) for part in parts.values() for entry in part.entries}
-        found.unlisted = sorted(
-            path for path in Search(Path(place)).video_files() if os.path.abspath(path) not in listed
-        )
+    found.unlisted = unlisted
     found.videos = VideoList(
         records, numbers, layout=layout, left_out=left_out, notes=next(iter(parts.values())).notes
     )
     return found
+
+
+def _unlisted(outline: Outline, split: str | None, parts: Mapping[str, Found]) -> list[Place]:
+    """Video files in a data set's folder that its lists don't name."""
+    layout = next(iter(parts.values())).layout.split(",")[0]
+    if (
+        not os.path.isdir(outline.place)
+        or split is not None
+        or layout in ("folder", "folder per class", "shards")
+    ):
+        return []
+    listed = {_whole(entry.path) for part in parts.values() for entry in part.entries}
+    there = (outline.said(str(path)) for path in Search(Path(outline.place)).video_files())
+    return [place_of(path) for path in sorted(there) if _whole(path) not in listed]
+
+
+def _whole(path: str) -> str:
+    return path if is_stored(path) else os.path.abspath(path)
 
 
 def _read_all_splits(place: str, split: str | None, video_dir: Path | None) -> dict[str, Found]:
@@ -245,25 +272,26 @@ def _read_all_splits(place: str, split: str | None, video_dir: Path | None) -> d
         return {"": Found("folder", [Entry(str(path), None, path.name, str(path)) for path in files], [])}
 
 
-def _places(
-    source: str | os.PathLike[str], video_dir: str | os.PathLike[str] | None
-) -> tuple[str, Path | None]:
-    """The two places that a caller named, if they are there."""
+def _checked_place(source: str | os.PathLike[str], video_dir: str | os.PathLike[str] | None) -> str:
+    """The place of a data set, if that and its videos' are there; addresses are asked when they are read."""
     place = os.fspath(source)
-    if not is_shards(place) and not os.path.exists(place):
+    if not is_stored(place) and not is_shards(place) and not os.path.exists(place):
         raise FileNotFoundError(f"{place}: there is no such file or folder. Check the path of the data set.")
-    if video_dir is not None and not os.path.isdir(video_dir):
+    if video_dir is not None and not is_stored(video_dir) and not os.path.isdir(video_dir):
         raise FileNotFoundError(f"video_dir {video_dir}: there is no such folder. Check the path.")
-    return place, None if video_dir is None else Path(video_dir)
+    return address_of(place)
 
 
 def _record(found: Found, entry: Entry, label: int | None) -> VideoRecord:
-    path = found.members.get(entry.path) or Path(entry.path)
+    path = found.members.get(entry.path) or place_of(entry.path)
     return VideoRecord(path, label, entry.name, entry.start_seconds, entry.end_seconds, entry.group)
 
 
 def _missing(found: Found) -> set[str]:
-    return set() if found.members else missing_files(entry.path for entry in found.entries)
+    """The entries' paths at which there is no file; what lies elsewhere is in `members`."""
+    rest = [entry.path for entry in found.entries if entry.path not in found.members]
+    stored = {path for path in rest if is_stored(path)}
+    return stored | missing_files(path for path in rest if path not in stored)
 
 
 def _leave_out(

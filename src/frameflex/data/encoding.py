@@ -21,6 +21,7 @@ from frameflex.data.checking import reason_of
 from frameflex.data.clips import stretch_of
 from frameflex.data.records import VideoRecord
 from frameflex.data.shards.index import MAX_MEMBER_BYTES
+from frameflex.storage import StorageError
 from frameflex.video import VideoError, VideoReader, open_video
 
 __all__ = ["FORMATS", "Encoding", "Task", "encode"]
@@ -94,6 +95,8 @@ def encode(task: Task) -> dict[str, Any]:
         try:
             with task.record.open() as reader:
                 written = _write(reader, task, partial)
+        except StorageError as error:
+            return {"fatal": str(error).rstrip(".")}
         except (VideoError, OSError) as error:
             if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
                 return {"fatal": f"{partial}: {error.strerror or error}"}

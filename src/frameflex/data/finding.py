@@ -5,8 +5,11 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+from frameflex.storage import Place, StoredFile, address_of, files_below, is_stored, is_stored_folder
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -29,15 +32,19 @@ VIDEO_SUFFIXES = frozenset({
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 
-def find_video_files(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
+def find_video_files(sources: Sequence[str | os.PathLike[str]]) -> list[Place]:
     """Files, folders (searched for videos, sub-folders too) and patterns such as ``clips/*.mp4`` into files.
 
     Raises:
         FileNotFoundError: naming the first source that matches nothing.
+        StorageError: if object storage can't be listed.
     """
-    files: dict[Path, None] = {}  # each once, in the order given
+    files: dict[Place, None] = {}  # each once, in the order given
+    found: Sequence[Place]
     for source in [os.fspath(source) for source in sources]:
-        if os.path.isdir(source):
+        if is_stored(source):
+            found = _find_stored(address_of(source))
+        elif os.path.isdir(source):
             search = Search(Path(source))
             found = sorted(search.video_files())
             for circle in search.circles:
@@ -50,6 +57,32 @@ def find_video_files(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
             raise FileNotFoundError(f"{source}: no video file there. Give files, folders or quoted patterns.")
         files.update(dict.fromkeys(found))
     return list(files)
+
+
+def _find_stored(address: str) -> list[StoredFile]:
+    """The same of an address. A name that is one file is not asked for: who opens it hears whether it is there."""
+    folder, wild, _ = address.partition("*")
+    if wild:
+        pattern = _matcher(address)
+        listed = files_below(folder.rpartition("/")[0])
+        return [file for file in listed if pattern.fullmatch(file.address)]
+    if is_video_file(address):
+        return [StoredFile(address)]
+    if not address.endswith("/") and not is_stored_folder(address):
+        return [StoredFile(address)]
+    within = len(address.rstrip("/")) + 1
+    return [
+        file
+        for file in files_below(address)
+        if is_video_file(file.name) and not any(map(_is_hidden, file.address[within:].split("/")))
+    ]
+
+
+def _matcher(pattern: str) -> re.Pattern[str]:
+    """As the shell's: ``*`` within a folder, ``**/`` any number of them."""
+    rules = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*|\?)", pattern)
+    return re.compile("".join(rules.get(part, re.escape(part)) for part in parts))
 
 
 class Search:

@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from frameflex.data.clips import stretch_of
 from frameflex.data.records import VideoList, VideoRecord
 from frameflex.data.shards import ShardMember
+from frameflex.storage import StoredFile
 from frameflex.video import Limits, VideoError
 
 SECONDS = 20.0  # of looking; what was not looked at by then is said
@@ -119,6 +121,8 @@ def _same_content(everything: Sequence[_Seen], deadline: float) -> list[tuple[st
         path = one.record.path
         if isinstance(path, ShardMember):
             by_size.setdefault(path.num_bytes, []).append(one)
+        elif isinstance(path, StoredFile):
+            by_size.setdefault(path.state()[0], []).append(one)
         elif path.is_file():  # a folder of pictures has no size
             by_size.setdefault(path.stat().st_size, []).append(one)
     copies: dict[object, list[_Seen]] = {}
@@ -141,7 +145,7 @@ def _content(record: VideoRecord) -> object | None:
         return record.path.num_bytes, record.path.crc32
     digest = hashlib.blake2b(digest_size=16)
     try:
-        with record.path.open("rb") as file:
+        with record.path.open("rb") if isinstance(record.path, Path) else record.path.open() as file:
             while block := file.read(2**20):
                 digest.update(block)
     except OSError:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from frameflex.data.journal import write_whole
+from frameflex.storage import Place, place_of
 
 __all__ = ["in_quarantine", "quarantined_files", "read_quarantine", "write_quarantine"]
 
@@ -25,20 +26,24 @@ def read_quarantine(path: str | os.PathLike[str]) -> dict[str, str]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is neither.
     """
-    file = Path(path)
-    if not file.is_file():
+    file = place_of(path)
+    if isinstance(file, Path) and not file.is_file():
         raise FileNotFoundError(
             f"quarantine {file}: there is no such file. Write one with `frameflex data check`."
         )
+    with file.open("rb") if isinstance(file, Path) else file.open() as opened:
+        content = opened.read()
     try:
-        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
-        pairs = _from_json(json.loads(text)) if file.suffix.lower() == ".json" else list(_from_text(text))
+        text = content.decode("utf-8-sig", "surrogateescape")
+        pairs = (
+            _from_json(json.loads(text)) if file.name.lower().endswith(".json") else list(_from_text(text))
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"quarantine {file}: {error}; expected one path a line with a tab and the reason behind it, or the "
             "JSON of `frameflex data check`."
         ) from error
-    home = os.path.abspath(file.parent)
+    home = os.path.abspath(file.parent) if isinstance(file, Path) else file.address.rpartition("/")[0]
     return {_normal(name, home): reason for name, reason in pairs}
 
 
@@ -81,8 +86,8 @@ def in_quarantine(reasons: Mapping[str, str], path: object) -> str | None:
 
 
 def quarantined_files(
-    files: Iterable[Path], quarantine: str | os.PathLike[str] | None
-) -> tuple[list[Path], dict[Path, str]]:
+    files: Iterable[Place], quarantine: str | os.PathLike[str] | None
+) -> tuple[list[Place], dict[Place, str]]:
     """Divide files into those to use and those that a quarantine list names, with the reasons."""
     if quarantine is None:
         return list(files), {}
@@ -97,4 +102,6 @@ def quarantined_files(
 def _normal(path: str, home: str | None = None) -> str:
     if "://" in path:
         return path
+    if home is not None and "://" in home and not os.path.isabs(path):
+        return f"{home}/{os.path.normpath(path)}"
     return os.path.normpath(os.path.join(home or os.getcwd(), path))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from frameflex.data.shards.members import ShardMember, pack_member, unpack_member
+from frameflex.storage import Place, StoredFile
 from frameflex.video import Decoder, Limits, VideoError, VideoReader, open_video
 
 __all__ = ["BadVideo", "BadVideos", "VideoList", "VideoRecord", "check_bad_share"]
@@ -23,7 +24,8 @@ class VideoRecord:
     """One video, or one stretch of a video, to be classified.
 
     Attributes:
-        path: a video file, a folder of one video's frames as images, or a member of a shard.
+        path: a video file, a folder of one video's frames as images, a file in object storage, or a member of a
+            shard.
         label: index of its class; None when unknown.
         name: what the data set calls it, for reports and predictions.
         start_seconds: where the stretch begins; None for the video's start.
@@ -32,7 +34,7 @@ class VideoRecord:
             and stand on one side of a division.
     """
 
-    path: Path | ShardMember
+    path: Place | ShardMember
     label: int | None
     name: str
     start_seconds: float | None = None
@@ -41,7 +43,7 @@ class VideoRecord:
 
     def open(self, *, decoder: Decoder = "auto", limits: Limits | None = None) -> VideoReader:
         """Open the whole video; arguments and errors as in `open_video`, and those of `ShardMember.read`."""
-        source = self.path.open() if isinstance(self.path, ShardMember) else self.path
+        source = self.path.open() if isinstance(self.path, (StoredFile, ShardMember)) else self.path
         return open_video(source, decoder=decoder, limits=limits)
 
 
@@ -116,8 +118,8 @@ class VideoList(Sequence[VideoRecord]):
                     f"{len(self.classes)} classes, from 0."
                 )
             where = (
-                pack_member(record.path).encode("utf-8", "surrogateescape")
-                if isinstance(record.path, ShardMember)
+                _packed(record.path).encode("utf-8", "surrogateescape")
+                if isinstance(record.path, (StoredFile, ShardMember))
                 else os.fsencode(record.path)
             )
             names = [name.encode("utf-8", "surrogateescape") for name in (record.name, record.group)]
@@ -183,8 +185,20 @@ class VideoList(Sequence[VideoRecord]):
         return f"VideoList({len(self)} videos, {len(self.classes)} classes, {self.layout})"
 
 
-def _place(text: str) -> Path | ShardMember:
-    return unpack_member(text) if text.startswith("\0") else Path(text)
+def _packed(place: StoredFile | ShardMember) -> str:
+    if isinstance(place, ShardMember):
+        return pack_member(place)
+    known = "" if place.num_bytes is None else str(place.num_bytes)
+    return f"\0\0{known}\0{place.version}\0{place.address}"  # a member's begins with one NUL
+
+
+def _place(text: str) -> Place | ShardMember:
+    if not text.startswith("\0"):
+        return Path(text)
+    if not text.startswith("\0\0"):
+        return unpack_member(text)
+    known, version, address = text[2:].split("\0", 2)
+    return StoredFile(address, int(known) if known else None, int(version))
 
 
 FEW_BAD, MAX_BAD_SHARE = 3, 0.01

@@ -7,6 +7,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, BinaryIO
 
 import torch
@@ -14,9 +15,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from frameflex.data.clips import ClipDataset, Sample
 from frameflex.data.records import BadVideo
-from frameflex.data.shards.members import ShardMember, named_bytes
+from frameflex.data.shards.members import ShardMember
 from frameflex.data.shards.reading import ShardError, open_stream
 from frameflex.data.shards.writing import TAR_BLOCK
+from frameflex.storage import is_address, named_bytes, told
 from frameflex.video import VideoError, open_video
 
 
@@ -139,7 +141,8 @@ class _Bounded:
         self.started = False
 
     def read(self, num_bytes: int) -> bytes:
-        data = self.file.read(min(num_bytes, self.left))
+        with told(self.source) if is_address(self.source) else nullcontext():
+            data = self.file.read(min(num_bytes, self.left))
         self.left -= len(data)
         if not self.started and data:
             self.started = True

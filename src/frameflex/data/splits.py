@@ -14,6 +14,7 @@ from typing import Any
 
 from frameflex.data.records import VideoList, VideoRecord
 from frameflex.data.shards import ShardMember
+from frameflex.storage import StoredFile
 
 MAX_REMEMBERED = 200_000  # videos one by one, 8 characters each; of more only how many they were
 _KEY_BYTES = 6
@@ -200,6 +201,8 @@ def video_key(video: VideoRecord) -> bytes:
     """
     if isinstance(video.path, ShardMember):
         what = f"{'/'.join(Path(video.path.name).parts[-2:])}\0{video.path.num_bytes}"
+    elif isinstance(video.path, StoredFile):
+        what = f"{'/'.join(video.path.address.split('/')[-2:])}\0{video.path.state()[0]}"
     elif video.path.is_file():
         what = f"{'/'.join(video.path.absolute().parts[-2:])}\0{video.path.stat().st_size}"
     else:

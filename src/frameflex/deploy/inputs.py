@@ -44,8 +44,8 @@ def open_input(video: Any, *, limits: Limits | None = None) -> AbstractContextMa
     """Open whatever one video is given as.
 
     Args:
-        video: a path, the bytes of a file, a binary file object, an address (``http://``, ``https://``), an array or
-            tensor of frames, a list of pictures (Pillow's, or arrays ``(H, W, 3)``).
+        video: a path, the bytes of a file, a binary file object, an address (``http://``, ``https://``, ``s3://``),
+            an array or tensor of frames, a list of pictures (Pillow's, or arrays ``(H, W, 3)``).
         limits: as for `open_video`.
 
     Raises:

@@ -23,6 +23,7 @@ from frameflex.export import is_export, load_exported
 from frameflex.export.running import ExportedModel
 from frameflex.models.precision import chosen_precision, computing_in
 from frameflex.models.tsm import classify_views
+from frameflex.storage import Place, place_of
 from frameflex.video import Limits, VideoError
 
 if TYPE_CHECKING:
@@ -182,9 +183,10 @@ class Recognizer:
         """Recognise one video, or each of a list.
 
         Args:
-            video: a path, the bytes of a file, a binary file object, an address ``http://`` or ``https://``; frames
-                as an array or tensor, RGB uint8 ``(T, H, W, 3)`` or ``(T, 3, H, W)``, or of another range or layout
-                that can be told apart; a list of pictures (Pillow's, or arrays). A list of these is several videos.
+            video: a path, the bytes of a file, a binary file object, an address ``http://``, ``https://`` or of
+                object storage (``s3://``); frames as an array or tensor, RGB uint8 ``(T, H, W, 3)`` or
+                ``(T, 3, H, W)``, or of another range or layout that can be told apart; a list of pictures (Pillow's,
+                or arrays). A list of these is several videos.
             num_frames: T, frames to look at, at least 1; by default the largest trained count.
             budget: frame counts, such as (4, 8), to look at the smallest first and at the next only while the highest
                 probability is below ``confidence``; "auto" for the trained ones. The video is decoded once, for all
@@ -247,7 +249,7 @@ class Recognizer:
 
     def recognize_many(
         self,
-        videos: Sequence[str | Path],
+        videos: Sequence[str | Place],
         *,
         num_frames: int | None = None,
         budget: str | Sequence[int] | None = None,
@@ -256,11 +258,11 @@ class Recognizer:
         views: str = "1x1",
         batch_size: int = 8,
         num_workers: int = 0,
-    ) -> Generator[tuple[Path, list[Prediction] | VideoError], None, None]:
+    ) -> Generator[tuple[Place, list[Prediction] | VideoError], None, None]:
         """Recognise many files, in batches, decoding ahead.
 
         Args:
-            videos: files.
+            videos: files, here or in object storage.
             num_frames: as for one video.
             budget: as for one video.
             confidence: as for one video.
@@ -285,12 +287,12 @@ class Recognizer:
     def _recognize_files(
         self,
         dataset: ClipDataset,
-        paths: Sequence[Path],
+        paths: Sequence[Place],
         confidence: float,
         top: int,
         batch_size: int,
         num_workers: int,
-    ) -> Generator[tuple[Path, list[Prediction] | VideoError], None, None]:
+    ) -> Generator[tuple[Place, list[Prediction] | VideoError], None, None]:
         with read_batches(dataset, batch_size=batch_size, num_workers=num_workers) as batches:
             for batch in batches:
                 answers: dict[int, list[Prediction] | VideoError] = {
@@ -382,7 +384,7 @@ class Recognizer:
         with open_input(video, limits=self.limits) as reader:
             return reader.name, {count: clip[None] for count, clip in dataset.clips(reader).items()}
 
-    def _dataset(self, paths: Sequence[Path], frame_counts: Sequence[int], views: str) -> ClipDataset:
+    def _dataset(self, paths: Sequence[Place], frame_counts: Sequence[int], views: str) -> ClipDataset:
         if not isinstance(views, str) or views not in VIEWS:
             raise ValueError(f"views is {views!r}; expected one of {', '.join(VIEWS)}")
         num_views, num_crops = VIEWS[views]
@@ -427,7 +429,7 @@ def _checked_confidence(confidence: Any) -> float:
     return finite_number(confidence, "confidence", "a probability from 0 to 1", least=0, most=1)
 
 
-def _checked_files(videos: Any) -> list[Path]:
+def _checked_files(videos: Any) -> list[Place]:
     if isinstance(videos, (str, bytes, os.PathLike)):
         raise ValueError(f"videos is {videos!r}; expected a list. For one file, call the recognizer itself")
     if not isinstance(videos, Iterable):
@@ -439,7 +441,7 @@ def _checked_files(videos: Any) -> list[Path]:
             f"videos[{place}]",
             "a file's path. What is in memory or elsewhere, also in a list, takes a call of the recognizer itself",
         )
-    return [Path(video) for video in files]
+    return [place_of(video) for video in files]
 
 
 def precision_of(model: nn.Module, precision: str | None, device: torch.device) -> str:

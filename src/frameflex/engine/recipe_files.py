@@ -149,10 +149,16 @@ def _check_given(arguments: list[str]) -> set[str]:
 def _are_videos(name: str) -> bool:
     """Whether what stands in the recipe's place is a data set; a bundled recipe's name is the recipe."""
     from frameflex.data.shards import is_shards
+    from frameflex.storage import is_address
 
     if name.startswith("-") or name in {path.stem for path in bundled_recipes()}:
         return False
-    return Path(name).is_dir() or Path(name).suffix.lower() in (".csv", ".tsv") or is_shards(name)
+    return (
+        Path(name).is_dir()
+        or Path(name).suffix.lower() in (".csv", ".tsv")
+        or is_address(name)
+        or is_shards(name)
+    )
 
 
 _SHORT = {

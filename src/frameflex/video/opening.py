@@ -26,6 +26,7 @@ import os
 from pathlib import Path
 
 from frameflex.arguments import shown
+from frameflex.storage import open_whole
 from frameflex.video.images import FolderReader
 from frameflex.video.pyav import PyAVReader
 from frameflex.video.reader import (
@@ -76,8 +77,9 @@ def open_video(source: Source, *, decoder: Decoder = "auto", limits: Limits | No
     """Open a video for reading frames by index.
 
     Args:
-        source: A file's path, a folder of images (`00001.jpg`, `00002.jpg`, ...; read in numerical order at 12 fps,
-            as Something-Something V1 comes), a whole file's bytes, or a seekable binary file object.
+        source: A file's path or its address in object storage (`s3://bucket/clip.mp4`), a folder of images
+            (`00001.jpg`, `00002.jpg`, ...; read in numerical order at 12 fps, as Something-Something V1 comes), a
+            whole file's bytes, or a seekable binary file object.
         decoder: `"pyav"`; `"torchcodec"` (needs the package and FFmpeg's shared libraries); or `"auto"`, which
             takes torchcodec where it can be imported. Both give the same frames: torchcodec is used for the streams
             where it does, and PyAV reads the others.
@@ -89,6 +91,7 @@ def open_video(source: Source, *, decoder: Decoder = "auto", limits: Limits | No
     Raises:
         FileNotFoundError: If there is nothing at the path.
         VideoError: If it isn't a video, has no decodable frame, or asks for more than `limits`.
+        StorageError: If object storage can't be read.
         ImportError: If torchcodec was asked for and can't be imported.
         ValueError: If `decoder` is none of the three.
 
@@ -101,6 +104,7 @@ def open_video(source: Source, *, decoder: Decoder = "auto", limits: Limits | No
     if not isinstance(limits, (Limits, type(None))):
         raise TypeError(f"limits is {shown(limits)}; expected Limits, such as Limits(max_seconds=10).")
     limits = limits or Limits()
+    source = open_whole(source)
     _check_source(source)
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
@@ -109,7 +113,7 @@ def open_video(source: Source, *, decoder: Decoder = "auto", limits: Limits | No
         if not path.exists():
             address = "://" in str(source)
             advice = (
-                "A Recognizer takes addresses; this opens files alone"
+                "A Recognizer takes addresses of the web; this opens files and object storage"
                 if address
                 else "Check the path and the data set's folder"
             )

@@ -23,6 +23,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from frameflex.addresses import without_secrets
+from frameflex.storage import open_whole
 from frameflex.video.containers import (
     is_cover_picture,
     nal_length_bytes,
@@ -92,7 +93,7 @@ class SequentialReader:
     """Reads the first video stream of a file, address or device; a context manager.
 
     Args:
-        source: path, address, or what a device is called.
+        source: path, address (of object storage, too), or what a device is called.
         container_format: FFmpeg's name of a format or device; by default told from the data.
         options: of FFmpeg for the format.
         protocols: which ones may be used, comma-separated: a playlist must not make us read other things.
@@ -128,14 +129,17 @@ class SequentialReader:
         self._limits = limits or Limits()
         self._spent = 0.0
         self.name = without_secrets(os.fspath(source))
-        if protocols == "file" and container_format is None:
+        opened = open_whole(source)
+        if opened is not source:
+            self.name = opened.name  # an address as it was meant, where a Path has one slash of it
+        elif protocols == "file" and container_format is None:
             if not os.path.exists(source):
                 raise FileNotFoundError(f"video {self.name}: there is no such file. Check the path.")
-            source = os.path.abspath(source)  # can't be taken for one of FFmpeg's protocols ("concat:a|b")
+            opened = os.path.abspath(source)  # can't be taken for one of FFmpeg's protocols ("concat:a|b")
         self._reformatter = VideoReformatter()
         try:
             self._container: Any = open_container(
-                os.fspath(source),
+                os.fspath(opened) if opened is source else opened,
                 name=self.name,
                 limits=self._limits,
                 protocols=protocols,

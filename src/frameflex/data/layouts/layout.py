@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from frameflex.data.records import BadVideo
 from frameflex.data.shards.members import ShardMember
+from frameflex.storage import StoredFile, is_stored
 
 
 class Layout(Protocol):
@@ -64,7 +65,8 @@ class Found:
     labels: frozenset[str] = frozenset()  # all that occur, where they are numbered, in any split
     splits: Sequence[str] = ()
     classes_from: str = ""  # the file that lists the classes, where there is one of its own
-    members: dict[str, ShardMember] = field(default_factory=dict)  # where an entry's path is in a shard
+    # By an entry's path: where it is, if that is no local file.
+    members: Mapping[str, ShardMember | StoredFile] = field(default_factory=dict)
     left_out: Sequence[BadVideo] = ()  # before, when the data set was made
     notes: Sequence[str] = ()  # what is odd about it, a line each
 
@@ -265,7 +267,9 @@ def folder_of_videos(folders: Sequence[Path], names: Sequence[str], video_dir: P
 
 
 def inside(folder: Path, text: str, where: str) -> str:
-    """Return the path of a list's entry; a relative one has to stay in the folder."""
+    """Return the path of a list's entry; a relative one has to stay in the folder, an address is one as it is."""
+    if is_stored(text):
+        return text
     if not text or "\0" in text:
         raise ValueError(f"{where}: path is {text!r}; expected the path of a video.")
     if os.path.isabs(text):

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from frameflex import storage
 from frameflex.data.shards.members import ShardMember
 from frameflex.data.shards.reading import ShardError, is_address, join, read_range
+from frameflex.storage import address_of, is_stored
 
 FORMAT = "frameflex shards"
 VERSION = 1
@@ -127,8 +129,18 @@ class ShardIndex:
 
 
 def is_shards(source: str | os.PathLike[str]) -> bool:
-    """Whether a data set is a folder of shards, or is at an address, where nothing else is read."""
+    """Whether a data set is a folder of shards, or is at an address of the web, where nothing else is read.
+
+    Raises:
+        StorageError: if it is in object storage, and that can't be asked.
+    """
     text = os.fspath(source)
+    if is_stored(text):
+        home = address_of(text).removesuffix("/" + INDEX_NAME)
+        try:
+            return FORMAT.encode() in storage.read_range(join(home, INDEX_NAME), 0, 100)
+        except FileNotFoundError:
+            return False
     if is_address(text):
         return True
     path = os.path.join(text, INDEX_NAME) if os.path.isdir(text) else text
@@ -147,7 +159,7 @@ def read_index(source: str | os.PathLike[str]) -> ShardIndex:
     Raises:
         ShardError: if it can't be read, or says what can't be.
     """
-    home = os.fspath(source)
+    home = address_of(source)
     if home.endswith("/" + INDEX_NAME) or os.path.basename(home) == INDEX_NAME:
         home = home[: -len(INDEX_NAME)].rstrip("/") or "."
     address = join(home, INDEX_NAME)

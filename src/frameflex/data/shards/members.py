@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import zlib
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from frameflex.data.shards.reading import ShardError, read_range
+from frameflex.storage import named_bytes
 from frameflex.video import VideoError
 
 
@@ -54,17 +54,6 @@ class ShardMember:
     def open(self) -> BinaryIO:
         """Return the video's file as a file object, with its name for messages; errors as `read`."""
         return named_bytes(self.read(), str(self))
-
-
-class _NamedBytes(io.BytesIO):
-    name = ""
-
-
-def named_bytes(content: bytes, name: str) -> BinaryIO:
-    """A file object that messages can name."""
-    file = _NamedBytes(content)
-    file.name = name
-    return file
 
 
 def pack_member(member: ShardMember) -> str:

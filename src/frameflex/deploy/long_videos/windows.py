@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -69,7 +69,7 @@ class ForwardVideo:
         VideoError: if it isn't a video.
     """
 
-    def __init__(self, video: str | Path, *, limits: Limits | None = None) -> None:
+    def __init__(self, video: str | os.PathLike[str], *, limits: Limits | None = None) -> None:
         self._reader = SequentialReader(video, limits=limits)
         self._is_read = False
         self.name, self.fps = self._reader.name, self._reader.fps
@@ -183,7 +183,7 @@ class LongVideo(ForwardVideo):
     def __init__(
         self,
         recognizer: Recognizer,
-        video: str | Path,
+        video: str | os.PathLike[str],
         *,
         window_seconds: float,
         stride_seconds: float | None = None,
