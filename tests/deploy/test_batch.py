@@ -1,4 +1,4 @@
-"""Long lists of videos: parts that processes share and a restart keeps, with the answers of predict."""
+"""Long lists of videos: parts that a restart keeps, with the answers of predict, whoever shares the work."""
 
 import json
 import os
@@ -8,15 +8,19 @@ import sys
 import time
 
 import pytest
+import torch
 from helpers import moving_bar, write_video
 
 from frameflex.checkpoint import Checkpoint, save_checkpoint
 from frameflex.cli import main
+from frameflex.data.locking import lock
 from frameflex.data.manifest import read_manifest
+from frameflex.data.records import VideoRecord
 from frameflex.data.transforms import Preprocessing
-from frameflex.deploy.batch import BatchOptions, digest_of, predict_manifest, read_parts
+from frameflex.deploy.batch import BatchOptions, predict_manifest, read_parts
 from frameflex.deploy.recognizer import Recognizer
 from frameflex.models import create_model
+from frameflex.sharing import Here
 from frameflex.video import VideoError
 
 NUM_VIDEOS = 14
@@ -117,46 +121,39 @@ def test_the_folder_is_one_parquet_data_set_for_other_readers(place, tmp_path):
     assert sorted(table.column("row").to_pylist()) == list(range(NUM_VIDEOS))
 
 
-@pytest.mark.slow
-def test_two_processes_share_the_parts_and_the_last_one_sums_up(place, tmp_path):
-    whole, shared = tmp_path / "whole", tmp_path / "shared"
-    assert subprocess.run(command(place, whole), env=environment(), check=False).returncode == 0
-    processes = [
-        subprocess.Popen(
-            command(place, shared),
-            env=environment(RANK=str(rank), WORLD_SIZE="2"),
-            stderr=subprocess.PIPE,
-            text=True,
+def test_the_number_of_processes_changes_no_bit_of_an_answer(place, tmp_path):
+    batch(place, tmp_path / "one")
+    batch(place, tmp_path / "three", engine=Here(3))
+    batch(place, tmp_path / "alone", batch_size=1)
+    assert answers_of(tmp_path / "three") == answers_of(tmp_path / "one") == answers_of(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("num_videos", [1, 3, 5])
+def test_a_batch_that_is_filled_up_has_the_answers_of_its_videos(place, num_videos):
+    recognizer = Recognizer.from_checkpoint(place / "net.safetensors", device="cpu")
+    rule = recognizer.clip_rule(None, "2x1", budget="auto")
+    paths = [place / "videos" / f"{i} é.mp4" for i in range(num_videos)]
+    videos = [rule.decode(VideoRecord(path, None, str(path))) for path in paths]
+    each = [video.clips(rule.transform) for video in videos]
+    clips = {count: torch.stack([one[count] for one in each]) for count in rule.frame_counts}
+    filled = recognizer.look(clips, 0.5, list(map(str, paths)), batch_size=5)
+    for clip, logits in zip(each, filled, strict=True):
+        alone = recognizer.look({t: one[None] for t, one in clip.items()}, 0.5, ["it"])[0]
+        torch.testing.assert_close(logits, alone)
+
+
+def test_a_folder_is_written_by_one_process_at_a_time(place, tmp_path):
+    batch(place, tmp_path / "out")
+    code = (
+        "import sys; from pathlib import Path; from frameflex.deploy.parts import Parts; "
+        f"parts = Parts(Path({str(tmp_path / 'out')!r}), 14, None, None); parts.begin(dict(parts=1))"
+    )
+    with (tmp_path / "out" / ".lock").open("ab") as held:
+        assert lock(held)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False
         )
-        for rank in range(2)
-    ]
-    told = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
-    assert answers_of(shared) == answers_of(whole)
-    first, second = (json.loads((out / "_summary.json").read_text()) for out in (whole, shared))
-    assert first == second
-    assert any("2 bad" in text for text in told)
-
-
-def test_each_process_makes_its_own_parts_alone(place, tmp_path):
-    report = batch(place, tmp_path / "out", rank=1, world_size=2, part_format="jsonl")
-    assert report.num_parts_left == 2
-    assert sorted(p.name for p in (tmp_path / "out").glob("part-*")) == [
-        "part-0000001.jsonl",
-        "part-0000003.jsonl",
-    ]
-    assert not (tmp_path / "out" / "_summary.json").exists()
-    assert batch(place, tmp_path / "out", rank=0, world_size=2, part_format="jsonl").num_parts_left == 0
-
-
-@pytest.mark.slow
-def test_torchrun_starts_processes_that_share_the_parts(place, tmp_path):
-    whole, shared = tmp_path / "whole", tmp_path / "shared"
-    batch(place, whole, checkpoint_digest=digest_of(place / "net.safetensors"))
-    arguments = command(place, shared)[1:]
-    started = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *arguments]
-    subprocess.run(started, env=environment(), check=True, timeout=300)
-    assert answers_of(shared) == answers_of(whole)
+    assert "another process writes predictions there" in done.stderr
 
 
 @pytest.mark.slow
@@ -179,13 +176,6 @@ def test_a_run_killed_in_the_middle_goes_on_with_what_is_left(place, tmp_path):
     assert not list(out.glob(".part-*"))
     assert all((out / name).stat().st_mtime_ns == time for name, time in done.items())
     assert answers_of(out) == answers_of(whole)
-
-
-def test_another_number_of_processes_continues_what_was_begun(place, tmp_path):
-    batch(place, tmp_path / "out", rank=2, world_size=3, rows_a_part=None)
-    report = batch(place, tmp_path / "out", rows_a_part=None)
-    assert report.num_parts_kept > 0
-    assert report.num_recognised == NUM_VIDEOS - 2
 
 
 @pytest.mark.parametrize(
@@ -278,19 +268,13 @@ def test_half_a_part_never_has_a_parts_name(place, tmp_path, monkeypatch):
         (["--out", "out"], "--out goes with --manifest"),
         ([], "no video is given"),
         (["--manifest", "list.csv"], "--manifest needs --out"),
+        (["clip.mp4", "--ray"], "--ray goes with --manifest"),
         (["clip.mp4", "--manifest", "list.csv", "--out", "out"], "expected one of them"),
     ],
 )
 def test_options_that_do_not_go_together_are_told_in_one_line(place, capsys, arguments, said):
     assert main(["predict", str(place / "net.safetensors"), *arguments]) == 2
     assert said in capsys.readouterr().err
-
-
-def test_a_rank_that_makes_no_sense_is_refused(place, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "2")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(command(place, tmp_path / "out")[3:]) == 1
-    assert "RANK is '2'" in capsys.readouterr().err
 
 
 def test_parts_are_named_by_their_place_in_the_manifest(place, tmp_path):

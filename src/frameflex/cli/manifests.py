@@ -1,22 +1,33 @@
-"""``frameflex predict --manifest``: recognise a long list of videos, in parts, by one process or many."""
+"""``frameflex predict --manifest``: recognise a long list of videos, in parts, on one machine or many."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from frameflex.cli.options import check_place, limits_of, positive, say_precision
+from frameflex.cli.options import (
+    add_ray_option,
+    check_place,
+    engine_of,
+    limits_of,
+    num_cores,
+    positive,
+    say_precision,
+)
 
 PART_FORMATS = ("parquet", "jsonl")
+PATHS_LOOKED_AT = 100  # of a manifest, on every machine before work starts
 
 
 def add_manifest_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "a long list of videos",
-        "Parts are written into a folder; what is there is not done again after a restart. Under\n"
-        "torchrun --nproc-per-node N -m frameflex predict … each process takes its share of the parts.",
+        "Parts are written into a folder; what is there is not done again after a restart. Here --workers is\n"
+        "the number of processes that decode and, without a GPU, recognise (default: one for each core).",
     )
     group.add_argument(
         "--manifest",
@@ -34,6 +45,7 @@ def add_manifest_options(parser: argparse.ArgumentParser) -> None:
         help="of the parts (default: parquet where pyarrow is installed)",
     )
     group.add_argument("--rows-a-part", type=positive, help="videos of one part (default: at most 1000)")
+    add_ray_option(group)
 
 
 def check_manifest_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -41,7 +53,7 @@ def check_manifest_options(parser: argparse.ArgumentParser, args: argparse.Names
     if args.manifest is None:
         given = [
             name
-            for name in ("out", "video_dir", "part_format", "rows_a_part")
+            for name in ("out", "video_dir", "part_format", "rows_a_part", "ray")
             if getattr(args, name) is not None
         ]
         if given:
@@ -58,10 +70,9 @@ def check_manifest_options(parser: argparse.ArgumentParser, args: argparse.Names
 
 
 def recognize_manifest(args: argparse.Namespace, console: Any) -> int:
-    """Recognise this process's share.
+    """Recognise a manifest's videos, here or on a Ray cluster.
 
-    Bad videos have a row with the reason and don't change the exit status: under torchrun a process that ends with
-    another status than 0 takes the others with it.
+    Bad videos have a row with the reason and don't change the exit status: a list of any length has some.
     """
     from frameflex.console import progress
     from frameflex.data.quarantine import read_quarantine
@@ -69,22 +80,22 @@ def recognize_manifest(args: argparse.Namespace, console: Any) -> int:
     from frameflex.deploy.recognizer import Recognizer
 
     check_place(args.out, name="--out")
-    rank, world_size = place_among_processes()
-    device = args.device
-    if device is None and world_size > 1:
-        device = device_of_process()
-    recognizer = Recognizer.from_checkpoint(
-        args.checkpoint, device=device, precision=args.precision, limits=limits_of(args)
-    )
-    name = f"process {rank} of {world_size}: " if world_size > 1 else ""
-    if rank == 0:
-        say_precision(console, args.precision, recognizer.precision)
-    with progress(console, f"{name}recognising") as on_progress:
+    num_workers = num_cores() if args.workers is None else max(1, args.workers)
+    with engine_of(args, num_workers) as engine, progress(console, "recognising") as on_progress:
+        digest = digest_of(args.checkpoint)
+        elsewhere = _elsewhere(args, engine, digest) if args.ray else None
+        recognizer = Recognizer.from_checkpoint(
+            args.checkpoint,
+            device="cpu" if elsewhere else args.device,
+            precision=None if elsewhere else args.precision,
+            limits=limits_of(args),
+        )
+        say_precision(console, args.precision, elsewhere.precision if elsewhere else recognizer.precision)
         report = predict_manifest(
             recognizer,
             args.manifest,
             args.out,
-            checkpoint_digest=digest_of(args.checkpoint),
+            checkpoint_digest=digest,
             options=BatchOptions(
                 num_frames=args.frames,
                 budget=args.budget,
@@ -97,22 +108,15 @@ def recognize_manifest(args: argparse.Namespace, console: Any) -> int:
             on_bad_video=args.on_bad_video,
             part_format=args.part_format,
             rows_a_part=args.rows_a_part,
-            rank=rank,
-            world_size=world_size,
+            engine=engine,
+            elsewhere=elsewhere,
             batch_size=args.batch_size or 8,
-            num_workers=args.workers,
             on_progress=on_progress,
         )
     if report.num_parts_kept:
-        console.print(f"{name}{report.num_parts_kept} parts were there already")
-    if report.num_parts_left:
-        console.print(
-            f"{name}done; {report.num_parts_left} of {report.num_parts} parts are left to other processes",
-            markup=False,
-        )
-        return 0
+        console.print(f"{report.num_parts_kept} parts were there already")
     console.print(
-        f"{name}{report.num_recognised} of {report.num_rows} videos recognised, {report.num_bad} bad, in "
+        f"{report.num_recognised} of {report.num_rows} videos recognised, {report.num_bad} bad, in "
         f"{report.num_parts} parts in {args.out}",
         markup=False,
     )
@@ -123,25 +127,25 @@ def recognize_manifest(args: argparse.Namespace, console: Any) -> int:
     return 0
 
 
-def place_among_processes() -> tuple[int, int]:
-    """Rank and number of the processes that torchrun or a scheduler started, from RANK and WORLD_SIZE.
+def _elsewhere(args: argparse.Namespace, cluster: Any, digest: str) -> Any:
+    """The recognizers of a cluster's machines, which see the same files as this one.
 
     Raises:
-        ValueError: if they make no sense.
+        ValueError: if they don't, or can't compute as asked.
     """
-    rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
-        raise ValueError(
-            f"RANK is {rank!r} and WORLD_SIZE {world_size!r}; expected a number from 0, and how many there are"
-        )
-    return int(rank), int(world_size)
+    from frameflex.data.manifest import read_manifest
+    from frameflex.deploy.answering import Elsewhere, load_same, precision_of_same
 
-
-def device_of_process() -> str | None:
-    """The GPU of this process among those of its machine, from LOCAL_RANK; None where there is none."""
-    import torch
-
-    local = os.environ.get("LOCAL_RANK", "0")
-    if not torch.cuda.is_available() or not local.isdecimal():
-        return None
-    return f"cuda:{int(local) % torch.cuda.device_count()}"
+    checkpoint = str(args.checkpoint)
+    if args.checkpoint.exists():
+        checkpoint = os.path.abspath(checkpoint)
+    video_dir = os.path.abspath(args.video_dir or args.manifest.parent)
+    rows = islice(read_manifest(args.manifest, video_dir=video_dir), PATHS_LOOKED_AT)
+    cluster.check_paths([checkpoint, video_dir, *(str(row.path) for row in rows)])
+    device = args.device or ("cuda" if cluster.num_gpus else "cpu")
+    load = partial(load_same, checkpoint, digest, device=device, limits=limits_of(args))
+    num_gpus = int(device.startswith("cuda"))
+    precision = args.precision
+    if precision == "auto":  # as their hardware is, not this one's
+        precision = cluster.ask(partial(precision_of_same, load), num_gpus=num_gpus)
+    return Elsewhere(partial(load, precision=precision), precision, num_gpus)

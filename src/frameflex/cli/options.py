@@ -6,7 +6,8 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -45,7 +46,7 @@ def add_loading_options(parser: argparse.ArgumentParser, *, batch_size: int = 8,
     parser.add_argument(
         "--batch-size", type=positive, default=batch_size, help=f"videos at once (default: {batch_size})"
     )
-    workers = max(0, min(2, (os.cpu_count() or 1) - 2))  # the network needs cores, too
+    workers = decoding_workers()
     parser.add_argument(
         "--workers",
         type=int,
@@ -54,6 +55,11 @@ def add_loading_options(parser: argparse.ArgumentParser, *, batch_size: int = 8,
     )
     if device:
         add_device_option(parser)
+
+
+def decoding_workers() -> int:
+    """Processes that decode beside a network, by default."""
+    return max(0, min(2, (os.cpu_count() or 1) - 2))  # the network needs cores, too
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
@@ -112,6 +118,42 @@ def add_workers_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=positive, default=os.cpu_count() or 1, help="processes (default: one for each core)"
     )
+
+
+def add_ray_option(parser: argparse._ActionsContainer) -> None:
+    """--ray."""
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="auto",
+        metavar="ADDRESS",
+        help="share the work on a Ray cluster: auto, the one that this machine belongs to or RAY_ADDRESS names (as "
+        "without ADDRESS); host:port of its head; or local, one of this machine's own, to try it (default: this "
+        "machine's processes, without Ray)",
+    )
+
+
+@contextmanager
+def engine_of(args: argparse.Namespace, num_workers: int) -> Iterator[Any]:
+    """What shares the work: the machines of --ray, or so many processes of this one."""
+    if args.ray is None:
+        from frameflex.sharing import Here
+
+        yield Here(num_workers)
+        return
+    from frameflex.sharing.cluster import on_cluster
+
+    # Its C++ writes to our terminal, and Ray would tell its makers of a cluster of its own that it was used.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS", "auto") if args.ray == "auto" else args.ray
+    with on_cluster(address) as cluster:
+        yield cluster
+
+
+def num_cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def add_quarantine_option(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from frameflex.cli.options import (
     add_precision_option,
     add_views_option,
     budget,
+    decoding_workers,
     frame_count,
     limits_of,
     parser_of,
@@ -60,7 +61,7 @@ def run(argv: list[str], console: Any) -> int:
         top=args.top,
         views=args.views,
         batch_size=args.batch_size or 8,
-        num_workers=args.workers,
+        num_workers=decoding_workers() if args.workers is None else args.workers,
     )
     with progress(console, "recognising") as on_progress, closing(answers):
         for done, (file, answer) in enumerate(answers, start=1):
@@ -113,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     add_bad_video_options(parser, default="skip", skip="report it, go on, and exit with status 1")
     add_window_options(parser)
     add_manifest_options(parser)
-    parser.set_defaults(batch_size=None)
+    parser.set_defaults(batch_size=None, workers=None)
     return parser
 
 

@@ -185,10 +185,9 @@ def check(
                 facts[path] = former
         if on_progress is not None:
             on_progress(len(facts), len(files))
-        for number, result in run_isolated(
+        for task, result in run_isolated(
             _inspect, tasks, num_workers=num_workers, timeout_seconds=timeout_seconds
         ):
-            task = tasks[number]
             if isinstance(result, dict) and "fatal" in result:  # no fault of the video
                 raise StorageError(result["fatal"])
             if isinstance(result, Lost):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -17,7 +18,7 @@ from frameflex.data.sampling import dense_indices, eval_indices, train_indices
 from frameflex.data.transforms import EvalTransform
 from frameflex.video import Decoder, VideoError, VideoReader
 
-__all__ = ["Batch", "ClipDataset", "Sample", "collate", "select_views", "stretch_of"]
+__all__ = ["Batch", "ClipDataset", "Crops", "Sample", "collate", "select_views", "stretch_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,25 @@ class Sample:
     clips: dict[int, Tensor]
     label: int
     index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Crops:
+    """What evaluation decodes of one video, each frame once and small: what one process hands to another.
+
+    Attributes:
+        pixels: uint8 `(N, num_crops, 3, h, w)`; of numpy, since torch would share a tensor's memory instead of
+            sending it, and that ends with the process.
+        views: T -> V lists of T rows of `pixels`.
+    """
+
+    pixels: np.ndarray
+    views: dict[int, list[list[int]]]
+
+    def clips(self, transform: EvalTransform) -> dict[int, Tensor]:
+        """The clips `{T: (V, 3, T, h, w)}`, as the transform normalises them."""
+        crops = transform.normalise(torch.from_numpy(self.pixels).transpose(0, 1))
+        return {t: select_views(crops, views) for t, views in self.views.items()}
 
 
 class ClipDataset(Dataset[Sample | BadVideo]):
@@ -186,6 +206,15 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         crops, slots = self._crops(reader, record, 0, 0, None)
         return {t: select_views(crops, views) for t, views in slots.items()}
 
+    def decode(self, record: VideoRecord) -> Crops | BadVideo:
+        """Decode what evaluation is shown of a video, in the list or not; `Crops.clips` are then those of an item."""
+        try:
+            with self.open_record(record, decoder=self.decoder, limits=self.videos.limits) as reader:
+                pixels, views = self._pixels(reader, record)
+            return Crops(pixels.contiguous().numpy(), views)
+        except (VideoError, OSError) as error:
+            return BadVideo(-1, record.name, str(error))
+
     def choose(self, num_available: int) -> dict[int, list[list[int]]]:
         """Which of a video's frames make its evaluation clips `{T: V views of T frame numbers}`."""
         return {t: self._pick(num_available, t, 0, 0) for t in self.frame_counts}
@@ -206,10 +235,18 @@ class ClipDataset(Dataset[Sample | BadVideo]):
         if not isinstance(transform, EvalTransform):
             frames, slots = self._decode(reader, record, index, epoch, frame_counts)
             return transform(frames), slots
-        crops, slots = self._decode(
-            reader, record, index, epoch, frame_counts, each=lambda few: transform.crops(few).transpose(0, 1)
-        )  # (N, num_crops, 3, h, w)
-        return transform.normalise(crops.transpose(0, 1)), slots
+        pixels, slots = self._pixels(reader, record, frame_counts)
+        return transform.normalise(pixels.transpose(0, 1)), slots
+
+    def _pixels(
+        self, reader: VideoReader, record: VideoRecord, frame_counts: Sequence[int] | None = None
+    ) -> tuple[Tensor, dict[int, list[list[int]]]]:
+        """Those crops before they are normalised, uint8 `(N, num_crops, 3, h, w)`, and where each clip's are."""
+        transform = self.transform
+        assert isinstance(transform, EvalTransform)
+        return self._decode(
+            reader, record, 0, 0, frame_counts, each=lambda few: transform.crops(few).transpose(0, 1)
+        )
 
     def _decode(
         self,

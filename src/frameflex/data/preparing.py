@@ -93,8 +93,7 @@ def prepare(
         if on_progress is not None:
             on_progress(len(facts), len(tasks))
         results = run_isolated(encode, waiting, num_workers=num_workers, timeout_seconds=timeout_seconds)
-        for number, result in results:
-            task = waiting[number]
+        for task, result in results:
             facts[task.key] = _fact(task, result)
             journal.add(facts[task.key])
             if "bad" in facts[task.key]:

@@ -213,7 +213,7 @@ class Recognizer:
             _checked_confidence(confidence),
         )
         name, clips = self._clips(video, counts, views)
-        return self._answers(self._look(clips, confidence, [name])[0], top)
+        return self.ranked(self.look(clips, confidence, [name])[0], top)
 
     @overload
     def pipeline(self, video: Video, *, top_k: int = ..., **options: Any) -> list[dict[str, Any]]: ...
@@ -300,17 +300,23 @@ class Recognizer:
                 }
                 if len(batch):
                     names = [str(paths[index]) for index in batch.indices.tolist()]
-                    logits = self._look(batch.clips, confidence, names)
+                    logits = self.look(batch.clips, confidence, names)
                     answers |= {
-                        index: self._answers(row, top)
+                        index: self.ranked(row, top)
                         for index, row in zip(batch.indices.tolist(), logits, strict=True)
                     }
                 for index in sorted(answers):
                     yield paths[index], answers[index]
 
-    def clip_rule(self, num_frames: int | None = None, views: str = "1x1") -> ClipDataset:
+    def clip_rule(
+        self,
+        num_frames: int | None = None,
+        views: str = "1x1",
+        *,
+        budget: str | Sequence[int] | None = None,
+    ) -> ClipDataset:
         """Which frames of a video the network is shown, and how they are prepared; arguments as for a call."""
-        return self._dataset([], self._counts(num_frames, None), views)
+        return self._dataset([], self._counts(num_frames, budget), views)
 
     def explain(
         self, video: Video, *, num_frames: int | None = None, label: str | None = None, top: int = 5
@@ -344,6 +350,35 @@ class Recognizer:
         """Probabilities ``(B, K)`` of clips ``(B, V, 3, T, h, w)``, on the CPU."""
         return self._probabilities(self._classify(clips) / self.checkpoint.temperature(clips.shape[3]))
 
+    def look(
+        self,
+        clips: Mapping[int, Tensor],
+        confidence: float,
+        names: Sequence[str],
+        *,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """Logits ``(B, K)`` of clips ``{T: (B, V, 3, T, h, w)}``: of the first count that is sure, video by video.
+
+        They are divided by their count's temperature, so that a probability of 0.8 means the same at each. Names are
+        for errors; with a batch size the network is always shown as many videos: see `classify_views`.
+        """
+        first, *others = sorted(clips)
+        logits = self._classify(clips[first], names, batch_size) / self.checkpoint.temperature(first)
+        for count in others:
+            unsure = self._probabilities(logits).amax(1) < confidence
+            if not unsure.any():
+                break
+            asked = [name for name, open_ in zip(names, unsure.tolist(), strict=True) if open_]
+            again = self._classify(clips[count][unsure], asked, batch_size)
+            again = again / self.checkpoint.temperature(count)
+            logits = logits.index_put((unsure,), again)
+        return logits
+
+    def ranked(self, logits: Tensor, top: int) -> list[Prediction]:
+        """The ``top`` best answers of logits ``(K,)``, best first."""
+        return self.best(self._probabilities(logits), top)
+
     def _counts(self, num_frames: int | None, budget: str | Sequence[int] | None) -> tuple[int, ...]:
         if (
             budget is not None
@@ -361,22 +396,6 @@ class Recognizer:
                 raise ValueError('budget has no frame count; expected "auto", or some such as (4, 8)')
             return tuple(counts)
         return (self.checkpoint.num_frames if num_frames is None else checked_num_frames(num_frames),)
-
-    def _look(self, clips: Mapping[int, Tensor], confidence: float, names: Sequence[str]) -> Tensor:
-        """Logits ``(B, K)`` of clips ``{T: (B, V, 3, T, h, w)}``: of the first count that is sure, video by video.
-
-        They are divided by their count's temperature, so that a probability of 0.8 means the same at each.
-        """
-        first, *others = sorted(clips)
-        logits = self._classify(clips[first], names) / self.checkpoint.temperature(first)
-        for count in others:
-            unsure = self._probabilities(logits).amax(1) < confidence
-            if not unsure.any():
-                break
-            asked = [name for name, open_ in zip(names, unsure.tolist(), strict=True) if open_]
-            again = self._classify(clips[count][unsure], asked) / self.checkpoint.temperature(count)
-            logits = logits.index_put((unsure,), again)
-        return logits
 
     def _clips(self, video: Video, frame_counts: Sequence[int], views: str) -> tuple[str, dict[int, Tensor]]:
         """Name and clips ``{T: (1, V, 3, T, h, w)}`` of one video."""
@@ -399,16 +418,14 @@ class Recognizer:
             **self.checkpoint.sampling,
         )
 
-    def _classify(self, clips: Tensor, names: Sequence[str] = ()) -> Tensor:
+    def _classify(self, clips: Tensor, names: Sequence[str] = (), batch_size: int | None = None) -> Tensor:
         with torch.inference_mode(), computing(self.model, self.precision, self.device):
-            return classify_views(self.model, clips.to(self.device), names=names).cpu()  # (B, K)
+            logits = classify_views(self.model, clips.to(self.device), names=names, batch_size=batch_size)
+            return logits.cpu()  # (B, K)
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         """Of all classes together, or of each on its own where a video may show several."""
         return logits.sigmoid() if self.checkpoint.multi_label else logits.softmax(-1)
-
-    def _answers(self, logits: Tensor, top: int) -> list[Prediction]:
-        return self.best(self._probabilities(logits), top)
 
 
 def best_of(probabilities: Tensor, names: Sequence[str], top: int) -> list[Prediction]:

@@ -232,7 +232,9 @@ def _in_our_words(
     return error
 
 
-def classify_views(model: nn.Module, clips: Tensor, *, names: Sequence[str] = ()) -> Tensor:
+def classify_views(
+    model: nn.Module, clips: Tensor, *, names: Sequence[str] = (), batch_size: int | None = None
+) -> Tensor:
     """Logits ``(B, K)`` of videos, float32, averaged over their views, clips ``(B, V, 3, T, H, W)``.
 
     The one way from clips to an answer: validation, ``evaluate`` and ``predict`` all call it.
@@ -241,11 +243,18 @@ def classify_views(model: nn.Module, clips: Tensor, *, names: Sequence[str] = ()
         model: what classifies clips.
         clips: of B videos, V of each.
         names: of the B videos, for the error.
+        batch_size: at least B: the network is shown as many, the last one again and again, so that its arithmetic,
+            which libraries choose by the shape, doesn't depend on B.
 
     Raises:
         NotFinite: if the network gives NaN or infinite logits.
     """
-    logits = model(clips.flatten(0, 1)).float()  # (B * V, K)
+    shown = clips.flatten(0, 1)  # (B * V, 3, T, H, W)
+    if batch_size is not None and batch_size > len(clips):
+        shown = torch.cat(
+            [shown, shown[-1:].expand(batch_size * clips.shape[1] - len(shown), -1, -1, -1, -1)]
+        )
+    logits = model(shown).float()[: len(clips) * clips.shape[1]]  # (B * V, K)
     mean = logits.unflatten(0, clips.shape[:2]).mean(1)
     return finite(mean, num_frames=clips.shape[3], names=names)
 

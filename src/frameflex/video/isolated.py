@@ -15,18 +15,20 @@ import signal
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import Any, Literal, TypeAlias
 
 __all__ = ["Isolated", "Lost", "run_isolated"]
 
 IDLE_SECONDS = 1.0  # how often an idle process looks whether the one that started it still lives
 GRACE_SECONDS = 10  # after its deadline a process ends itself, should the one that started it be gone
+
+
+_Task: TypeAlias = tuple[Any]  # a box: a task may be None, and two may be equal
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,13 @@ class Lost:
 
 
 def run_isolated(
-    function: Callable[[Any], Any], tasks: Sequence[Any], *, num_workers: int, timeout_seconds: float
-) -> Iterator[tuple[int, Any]]:
+    function: Callable[[Any], Any], tasks: Iterable[Any], *, num_workers: int, timeout_seconds: float
+) -> Generator[tuple[Any, Any], None, None]:
     """Apply a function to every task, in processes; results come as they are ready.
 
-    A crash of a process that had other tasks before is tried once more in a fresh one: what it did to the memory of
-    its process may be the former task's fault.
+    Who is free takes the next task, so that a long one holds up nobody; tasks are drawn from the iterable as they are
+    taken. A crash of a process that had other tasks before is tried once more in a fresh one: what it did to the
+    memory of its process may be the former task's fault.
 
     Args:
         function: at the top level of a module, so that another process finds it; with a result that can be pickled.
@@ -57,7 +60,7 @@ def run_isolated(
         timeout_seconds: for one task, above 0.
 
     Yields:
-        (index of the task, what the function returned, or `Lost`).
+        (task, what the function returned, or `Lost`).
 
     Raises:
         RuntimeError: if the function raised; what it should survive it has to catch itself.
@@ -67,8 +70,14 @@ def run_isolated(
         raise ValueError(
             f"num_workers is {num_workers} and timeout_seconds {timeout_seconds}; expected at least 1 and more than 0"
         )
-    pending = deque(range(len(tasks)))
-    retried: set[int] = set()
+    return _run(function, ((task,) for task in tasks), num_workers, timeout_seconds)
+
+
+def _run(
+    function: Callable[[Any], Any], tasks: Iterator[_Task], num_workers: int, timeout_seconds: float
+) -> Generator[tuple[Any, Any], None, None]:
+    pending = deque(islice(tasks, num_workers))  # as many as could be started on at once
+    retried: list[_Task] = []
     workers: list[_Worker] = []
     try:
         while pending or any(worker.task is not None for worker in workers):
@@ -78,48 +87,40 @@ def run_isolated(
                 workers.append(_Worker(function, timeout_seconds))
             for worker in workers:
                 if worker.ready and worker.task is None and pending:
-                    worker.give(pending.popleft(), tasks)
-            deadlines = [worker.deadline for worker in workers if worker.task is not None]
-            patience = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
-            heard = wait([worker.connection for worker in workers], patience)
-            for worker in list(workers):
-                task = worker.task
-                if worker.connection in heard:
-                    try:
-                        answer = worker.connection.recv()
-                    except (EOFError, ConnectionError):
-                        workers.remove(worker)
-                        status = worker.end()
-                        if task is None:
-                            raise RuntimeError(
-                                f"a decoding process ended while it was idle ({status})"
-                            ) from None
-                        if worker.num_done and task not in retried:
-                            retried.add(task)
-                            pending.appendleft(task)
-                        else:
-                            yield task, Lost("crashed", f"the decoder's process died of it ({status})")
-                        continue
-                    if answer is None:
-                        worker.ready = True
-                        continue
-                    good, value = answer
-                    if not good:
-                        raise RuntimeError(f"{tasks[task] if task is not None else '?'}: {value}")
-                    worker.num_done += 1
-                    worker.task = None
-                    if task is not None:
-                        yield task, value
-                elif task is not None and time.monotonic() >= worker.deadline:
+                    worker.give(pending.popleft())
+                    pending.extend(islice(tasks, 1))
+            done = []
+            for worker in _heard(workers):
+                task, result = worker.task, worker.receive()
+                if isinstance(result, Lost):
                     workers.remove(worker)
-                    worker.end()
-                    yield (
-                        task,
-                        Lost("timed-out", f"not done after {timeout_seconds:g} s; its process was ended"),
-                    )
+                    assert task is not None
+                    if (
+                        result.kind == "crashed"
+                        and worker.num_done
+                        and not any(task is one for one in retried)
+                    ):
+                        retried.append(task)
+                        pending.appendleft(task)
+                        continue
+                elif pending:  # before its result is used, which may take long
+                    worker.give(pending.popleft())
+                    pending.extend(islice(tasks, 1))
+                if task is not None:
+                    done.append((task[0], result))
+            yield from done
     finally:
         for worker in workers:
             worker.end()
+
+
+def _heard(workers: list[_Worker]) -> list[_Worker]:
+    """Wait for workers that say something, die, or are past their deadline."""
+    deadline = min((worker.deadline for worker in workers if worker.task is not None), default=math.inf)
+    patience = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+    heard = wait([worker.connection for worker in workers], patience)
+    now = time.monotonic()
+    return [w for w in workers if w.connection in heard or (w.task is not None and now >= w.deadline)]
 
 
 class Isolated:
@@ -155,26 +156,16 @@ class Isolated:
         self.start()
         worker = self._worker
         assert worker is not None
-        try:
-            if not worker.ready:
-                worker.connection.recv()
-                worker.ready = True
-            worker.give(0, [task])
-            if not worker.connection.poll(self._timeout_seconds):
-                self.close()
-                self.start()
-                return Lost("timed-out", f"not done after {self._timeout_seconds:g} s; its process was ended")
-            good, value = worker.connection.recv()
-        except (EOFError, ConnectionError):
-            status = worker.end()
+        if not worker.ready:
+            worker.receive()
+        worker.give((task,))
+        if not worker.connection.poll(self._timeout_seconds):
+            worker.deadline = 0.0
+        answer = worker.receive()
+        if isinstance(answer, Lost):
             self._worker = None
-            if not worker.ready:
-                raise RuntimeError(f"a decoding process can't be started ({status})") from None
             self.start()
-            return Lost("crashed", f"the decoder's process died of it ({status})")
-        if not good:
-            raise RuntimeError(f"{task}: {value}")
-        return value
+        return answer
 
     def close(self) -> None:
         """End the process."""
@@ -189,7 +180,7 @@ class _Worker:
     ) -> None:
         self.connection, theirs = context.Pipe()
         self.timeout_seconds = timeout_seconds
-        self.task: int | None = None
+        self.task: _Task | None = None
         self.num_done = 0
         self.ready = False
         self.deadline = math.inf
@@ -208,12 +199,38 @@ class _Worker:
                 mask(signal.SIG_SETMASK, before)
         theirs.close()  # so that the end of the process is the end of the connection
 
-    def give(self, task: int, tasks: Sequence[Any]) -> None:
+    def give(self, task: _Task) -> None:
         self.task, self.deadline = task, time.monotonic() + self.timeout_seconds
         with contextlib.suppress(
             ConnectionError
         ):  # it died meanwhile: reading from it says so, for this task
-            self.connection.send(tasks[task])
+            self.connection.send(task[0])
+
+    def receive(self) -> Any:
+        """What it made of its task, or `Lost`, with which it has ended; None where it says that it is ready.
+
+        Raises:
+            RuntimeError: if the function raised, or it died without a task.
+        """
+        if time.monotonic() >= self.deadline and not self.connection.poll():
+            self.end()
+            return Lost("timed-out", f"not done after {self.timeout_seconds:g} s; its process was ended")
+        try:
+            answer = self.connection.recv()
+        except (EOFError, ConnectionError):
+            status = self.end()
+            if self.task is None:
+                raise RuntimeError(f"a decoding process can't work: it ended idle ({status})") from None
+            return Lost("crashed", f"the decoder's process died of it ({status})")
+        if answer is None:
+            self.ready = True
+            return None
+        good, value = answer
+        task, self.task, self.deadline = self.task, None, math.inf
+        if not good:
+            raise RuntimeError(f"{task[0] if task else '?'}: {value}")
+        self.num_done += 1
+        return value
 
     def end(self) -> str:
         """End the process, and say of what it died where it was dead already."""
@@ -242,6 +259,8 @@ def _work(
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
     logging.disable(logging.CRITICAL)  # its handlers belong to the process that was copied, and may be locked
+    import torch  # seconds, where this process is a new one and not a copy
+
     torch.set_num_threads(1)
     with contextlib.suppress(OSError):  # no Linux
         # A file that takes all memory should cost this process, not the one with the network.
