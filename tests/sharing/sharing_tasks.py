@@ -12,6 +12,8 @@ def read(task):
         os.kill(os.getpid(), signal.SIGSEGV)
     if task == "hang":
         time.sleep(600)
+    if task == "storage":
+        raise RuntimeError("the storage is gone")
     if isinstance(task, float):
         time.sleep(task)
         return task

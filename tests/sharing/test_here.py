@@ -27,7 +27,9 @@ def test_a_task_that_hangs_is_ended():
 
 
 @pytest.mark.parametrize("separate", [False, True])
-def test_what_a_network_raises_ends_the_work_as_it_is(separate):
+def test_what_reading_or_a_network_raises_ends_the_work_as_it_is(separate):
+    with pytest.raises(RuntimeError, match="^the storage is gone$"):
+        list(Here(2).run(Work(read, load, separate=separate), [1, 2, "storage", 3]))
     with pytest.raises(ValueError, match="can't do 13"):
         list(Here(2).run(Work(read, load, separate=separate), range(20)))
 

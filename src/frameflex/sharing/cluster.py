@@ -69,7 +69,7 @@ class Cluster:
             return
         with _quiet_context():
             data = ray.data.from_arrow(list(self._blocks(pending)))
-            read = Packed(work.read if stages == 2 else Answering(work))
+            read = Packed(Answering(work))
             data = data.map_batches(
                 _Reader,
                 fn_constructor_args=(read, work.timeout_seconds, self.own),

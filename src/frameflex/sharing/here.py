@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
-from frameflex.sharing.work import Answering, Work, answered, checked
+from frameflex.sharing.work import Answering, Raised, Work, answered, checked
 from frameflex.video.isolated import Lost, run_isolated
 
 __all__ = ["Here"]
@@ -25,9 +25,8 @@ class Here:
     def run(self, work: Work, tasks: Iterable[Any]) -> Generator[tuple[Any, Any], None, None]:
         """As `Engine.run`."""
         network = work.network() if work.network and work.separate else None  # in this process
-        function = work.read if network else Answering(work)
         answers = run_isolated(
-            function, tasks, num_workers=self.num_workers, timeout_seconds=work.timeout_seconds
+            Answering(work), tasks, num_workers=self.num_workers, timeout_seconds=work.timeout_seconds
         )
         with closing(answers):  # with the processes
             if network is None:
@@ -42,8 +41,8 @@ def _in_batches(
 ) -> Generator[tuple[Any, Any], None, None]:
     waiting: list[tuple[Any, Any]] = []
     for task, one in found:
-        if isinstance(one, Lost):
-            yield task, one
+        if isinstance(one, (Lost, Raised)):
+            yield task, checked(one)
             continue
         waiting.append((task, one))
         if len(waiting) == batch_size:

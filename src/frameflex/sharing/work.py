@@ -16,7 +16,7 @@ class Work:
 
     Attributes:
         read: from a task to what is read of its video; done in a process of its own, so that a file that hangs or
-            crashes the decoder costs its own task and no other. It catches what it should survive; so does `network`.
+            crashes the decoder costs its own task and no other. It catches what the work should survive.
         network: loads what turns a list of what was read into as many answers; called once in each process that
             answers. None where what is read is the answer.
         separate: the network has processes of its own, since it needs a GPU, or threads. Else whoever reads a video
@@ -44,7 +44,7 @@ class Engine(Protocol):
             (task, its answer, or `Lost`), as they are ready: in any order, each once.
 
         Raises:
-            Exception: what a network raised, which ends the work.
+            Exception: what reading, or a network, raised; it ends the work.
         """
         ...
 
@@ -57,17 +57,17 @@ class Raised:
 
 
 class Answering:
-    """Read a video and answer it, in one process, which loads the network at its first video."""
+    """Read a video and, where the network is not separate, answer it, in one process."""
 
     def __init__(self, work: Work) -> None:
-        self._read, self._load = work.read, work.network
+        self._read, self._load = work.read, None if work.separate else work.network
         self._network: Callable[[Sequence[Any]], list[Any]] | None = None
 
     def __call__(self, task: Any) -> Any:
-        found = self._read(task)
-        if self._load is None:
-            return found
         try:
+            found = self._read(task)
+            if self._load is None:
+                return found
             if self._network is None:
                 self._network = self._load()
         except Exception as error:
