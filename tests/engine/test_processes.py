@@ -58,10 +58,18 @@ one_device = pytest.mark.skipif(
 )
 
 
-def torchrun(*arguments):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def torchrun(*arguments, processes=2):
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+    ]
     done = subprocess.run([*launch, *map(str, arguments)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
 
 
 @one_device
@@ -236,6 +244,75 @@ def test_torchrun_has_the_loss_curve_of_one_process_with_synchronised_norms(tmp_
     measured = [log[-1] for log in (one, two)]
     assert [log["protocol"]["num_videos"] for log in measured] == [5, 5]  # not six
     assert measured[0]["results"][1]["top1"] == measured[1]["results"][1]["top1"]
+
+
+UNTIL = """
+import os, signal, sys
+from frameflex.console import make_console, show_messages
+from frameflex.engine.recipe_files import parse_recipe
+from frameflex.engine.watching import Interrupted, Watcher
+from frameflex.engine.training import train
+
+def press(report):
+    if report.step == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+show_messages(make_console(), debug=False)
+recipe, _ = parse_recipe([sys.argv[1]])
+try:
+    train(recipe, resume=True, watcher=Watcher(on_step=press))
+except Interrupted:
+    pass
+"""
+
+
+@one_device
+@pytest.mark.slow
+@pytest.mark.parametrize("synchronised", [True, False])
+def test_a_run_goes_on_with_another_number_of_processes_in_the_middle_of_an_epoch(tmp_path, synchronised):
+    """2, 1, 2 and 1 processes equal two that were never stopped. One takes the shares of two one after the other, so
+    that norms look at the same videos; only their running statistics are those of another process's share, then."""
+    data = moved_bars(tmp_path / "data", train=11, validation=3)  # three steps an epoch, of 3, 4 and 4 videos
+
+    def recipe(name):
+        made = tiny_recipe(
+            data,
+            tmp_path / name,
+            method="ffn",
+            epochs=3,
+            batch_size=2,
+            learning_rate=0.004,
+            reference_batch_size=8,
+        )
+        made.training.sync_norms = synchronised
+        made.model.dropout = 0.0
+        made.save(tmp_path / f"{name}.yaml")
+        return made
+
+    recipe("whole")
+    torchrun("-m", "frameflex", "train", tmp_path / "whole.yaml")
+    recipe("parts")
+    (tmp_path / "script.py").write_text(UNTIL)
+    said = [
+        " ".join(
+            torchrun(tmp_path / "script.py", tmp_path / "parts.yaml", until, processes=processes).split()
+        )
+        for processes, until in ((2, 1), (1, 3), (2, 5), (1, 100))
+    ]
+    assert "began with 2 processes" not in said[0] + said[2]
+    how = "4 of each batch in a process" + (";" if synchronised else ", 2 at once;")
+    for text in (said[1], said[3]):
+        assert f"goes on with 1: its steps stay the same, 4 videos at the same learning rate, {how}" in text
+    whole, parts = ([e for e in events(tmp_path / n) if e["event"] == "step"] for n in ("whole", "parts"))
+    assert [e["step"] for e in parts] == [e["step"] for e in whole] == list(range(1, 10))
+    assert [e["learning_rate"] for e in parts] == [e["learning_rate"] for e in whole]
+    assert [e["loss"] for e in parts] == pytest.approx([e["loss"] for e in whole], rel=1e-4)
+    ours, theirs = (
+        load_checkpoint(tmp_path / name / "last.safetensors").model for name in ("parts", "whole")
+    )
+    state = ours.state_dict() if synchronised else dict(ours.named_parameters())
+    for name, value in state.items():
+        torch.testing.assert_close(value, theirs.state_dict()[name], rtol=1e-3, atol=1e-4)
 
 
 MEASURE = """

@@ -258,6 +258,42 @@ def test_every_video_is_dealt_once_an_epoch_and_processes_make_as_many_batches(w
         assert all(batch for rank in batches for batch in rank)
 
 
+@pytest.mark.parametrize(("begun_with", "world"), [(2, 1), (3, 1), (4, 2), (1, 2), (2, 3), (3, 2), (2, 6)])
+def test_another_number_of_processes_shares_the_batches_that_the_run_began_with(begun_with, world):
+    def dealt(world, **options):
+        """The videos of each batch of all processes, those of each part, and the counts."""
+        ranks = [
+            EpochBatches(
+                23, batch_size=3, seed=1, frame_counts=(2, 4, 8), draws_counts=True, rank=rank, world=world,
+                begun_with=begun_with, **options,
+            )
+            for rank in range(world)
+        ]  # fmt: skip
+        for rank in ranks:
+            rank.epoch, rank.first_batch = 5, 1
+        lists = [list(rank) for rank in ranks]
+        assert {len(one) for one in lists} == {len(rank) for rank in ranks}
+        parts = ranks[0].parts
+        batches = []
+        for i in range(len(lists[0]) // parts):
+            together = [video for one in lists for part in one[i * parts : (i + 1) * parts] for video in part]
+            batches.append((sorted(together), ranks[0].counts(1 + i), ranks[0].num_videos_of(1 + i, 1)))
+        return batches, max(len(part) for one in lists for part in one)
+
+    wanted, most = dealt(begun_with)
+    assert most == 3
+    batches, most = dealt(world)
+    assert batches == wanted
+    assert all(len(videos) == number for videos, _, number in batches)
+    assert most <= 3
+    assert dealt(world, whole=True)[0] == wanted
+
+
+def test_more_processes_than_videos_of_a_step_are_refused():
+    with pytest.raises(RecipeError, match=r"steps of 3 videos \(1 processes\); .* and there are 4"):
+        EpochBatches(23, batch_size=3, seed=1, frame_counts=(4,), world=4, begun_with=1)
+
+
 def test_the_schedule_is_a_function_of_the_step():
     recipe = tiny_recipe("x", "y", epochs=10, warmup_epochs=1.0)
     factors = [learning_rate_factor(recipe, step, 10) for step in range(100)]
@@ -408,7 +444,7 @@ def small_data(root, *, train=("left", "right"), validation=("left", "right"), b
     return root
 
 
-def test_resuming_with_other_videos_classes_or_processes_is_refused(tmp_path):
+def test_resuming_with_other_videos_or_classes_is_refused(tmp_path):
     data = small_data(tmp_path / "data", train=("left", "right", "right"))
     recipe = tiny_recipe(data, tmp_path / "run", epochs=1)
     train(recipe)

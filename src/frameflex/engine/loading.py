@@ -38,9 +38,12 @@ class EpochBatches:
     Every video is dealt to exactly one process each epoch, and every process makes as many batches as the
     others; where the videos don't divide, some make smaller ones.
 
+    What a batch of all processes together holds depends on `begun_with` alone, not on how many there are now: a run
+    goes on with fewer, each taking its share in several parts, or with more.
+
     Args:
         num_videos: of the data set.
-        batch_size: for each process.
+        batch_size: for each process of those that the run began with.
         seed: of the run.
         frame_counts: the T's of every clip.
         draws_counts: each batch is seen at one of the counts, drawn for it.
@@ -50,6 +53,11 @@ class EpochBatches:
             One that is drawn again in an epoch gets other frames and another augmentation.
         rank: this process.
         world: number of processes.
+        begun_with: number of processes when the run began; by default as now.
+        whole: a process takes its share of a batch at once however large, for norms that look at all of it.
+
+    Attributes:
+        parts: in how many each batch comes, so that a process holds no more videos at once than at the beginning.
     """
 
     def __init__(
@@ -65,9 +73,18 @@ class EpochBatches:
         weights: Tensor | None = None,
         rank: int = 0,
         world: int = 1,
+        begun_with: int | None = None,
+        whole: bool = False,
     ) -> None:
         if num_videos < world:
             raise RecipeError(f"{num_videos} training videos are too few for {world} processes")
+        self.begun_with = begun_with or world
+        if batch_size * self.begun_with < world:
+            raise RecipeError(
+                f"the run began with steps of {batch_size * self.begun_with} videos ({self.begun_with} processes); "
+                f"expected no more processes than that to go on with it, and there are {world}"
+            )
+        self.parts = 1 if whole else math.ceil(self.begun_with / world)
         self.num_videos, self.batch_size, self.seed = num_videos, batch_size, seed
         self.frame_counts, self.random_counts = tuple(sorted(frame_counts)), random_counts
         self.draws_counts, self.first_phase_epochs = draws_counts, first_phase_epochs
@@ -76,11 +93,11 @@ class EpochBatches:
         self.epoch, self.first_batch = 0, 0
 
     def __len__(self) -> int:
-        return math.ceil(self.num_videos / (self.batch_size * self.world)) - self.first_batch
+        return (self.num_batches() - self.first_batch) * self.parts
 
     def num_batches(self) -> int:
-        """Batches of a whole epoch."""
-        return math.ceil(self.num_videos / (self.batch_size * self.world))
+        """Batches of a whole epoch, each of one part or several."""
+        return math.ceil(self.num_videos / (self.batch_size * self.begun_with))
 
     def num_videos_of(self, first: int, number: int) -> int:
         """Videos of some batches of an epoch, in all processes together."""
@@ -107,7 +124,9 @@ class EpochBatches:
         for batch in range(self.first_batch, self.num_batches()):
             start, end = self._bounds(batch)
             counts = self.counts(batch)
-            yield [(video, epoch, counts) for video, epoch in draws[start:end][self.rank :: self.world]]
+            mine = [(video, epoch, counts) for video, epoch in draws[start:end][self.rank :: self.world]]
+            for part in range(self.parts):
+                yield mine[part :: self.parts]
 
     def counts(self, batch: int) -> tuple[int, ...]:
         """The T's of a batch of this epoch, ascending; the same in every process."""

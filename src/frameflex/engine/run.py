@@ -92,8 +92,8 @@ class Run:
             task.training.labels, len(task.classes), task.label_sets.table if task.label_sets else None
         )
         objective = _build_objective(recipe, self.model, targets, task.label_sets)
-        self.batches = _build_batches(recipe, task, targets, accelerator)
-        optimizer = build_optimizer(recipe, self.model, accelerator.num_processes)
+        self.batches = _build_batches(recipe, task, targets, accelerator, int(made_of["num_processes"]))
+        optimizer = build_optimizer(recipe, self.model, self.batches.begun_with)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         transform = build_transform(recipe, task.training, self.preprocessing)
         self.cache = build_cache(recipe, transform, accelerator.num_processes)
@@ -302,11 +302,12 @@ class Run:
         totals = torch.zeros(3, device=self.accelerator.device)  # loss · videos, videos, right ones
         first = (step % self.steps_per_epoch) * self.recipe.training.accumulate
         planned = self.batches.num_videos_of(first, num_batches)
-        for i in range(num_batches):
+        parts = self.batches.parts
+        for i in range(num_batches * parts):
             batch = next(batches)
             self._note_bad(batch.bad)
-            counts = self.batches.counts(first + i)
-            last = i + 1 == num_batches
+            counts = self.batches.counts(first + i // parts)
+            last = i + 1 == num_batches * parts
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
                 totals += self._backward(batch.to(self.accelerator.device), counts, planned)
         loss, seen, right = self.accelerator.reduce(totals, "sum").tolist()
@@ -409,7 +410,9 @@ def _at_the_start(made_of: Mapping[str, int | str]) -> dict[str, Any]:
     }
 
 
-def _build_batches(recipe: Recipe, task: Task, targets: Tensor, accelerator: Accelerator) -> EpochBatches:
+def _build_batches(
+    recipe: Recipe, task: Task, targets: Tensor, accelerator: Accelerator, begun_with: int
+) -> EpochBatches:
     """Which videos of an epoch go together, and at which frame counts."""
     return EpochBatches(
         len(task.training),
@@ -422,6 +425,8 @@ def _build_batches(recipe: Recipe, task: Task, targets: Tensor, accelerator: Acc
         weights=video_weights(targets) if recipe.objective.class_balance == "sampling" else None,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        begun_with=begun_with,
+        whole=recipe.training.sync_norms,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,8 @@ from frameflex.models import TSM
 
 if TYPE_CHECKING:
     from frameflex.engine.run import Run
+
+logger = logging.getLogger(__name__)
 
 _RAW = "raw/"  # before the names of weights that are not those of the average
 
@@ -95,9 +99,39 @@ def check_same_data(
         changed.append(f"classes were {former.class_names[:5]} … and are {list(classes)[:5]} …")
     if changed:
         raise RecipeError(
-            f"can't resume {folder.path} with other data or processes: {'; '.join(changed)}. To train on from its "
-            f"weights give {folder.last} as model.init of a new run"
+            f"can't resume {folder.path} with other data: {'; '.join(changed)}. To train on from its weights "
+            f"give {folder.last} as model.init of a new run"
         )
+
+
+def processes_begun_with(former: Checkpoint | None, now: int) -> int:
+    """How many processes a run began with, which its steps are made for."""
+    if former is None or former.training is None:
+        return now
+    return int(former.training.values.get("num_processes", now))
+
+
+def tell_processes(recipe: Recipe, begun_with: int, now: int) -> None:
+    """Say what another number of processes keeps, and what it changes."""
+    if now == begun_with:
+        return
+    training = recipe.training
+    size = training.batch_size * begun_with
+    share = math.ceil(size / now)
+    in_parts = now < begun_with and not training.sync_norms
+    at_once = f", {math.ceil(share / math.ceil(begun_with / now))} at once" if in_parts else ""
+    logger.warning(
+        "the run began with %d processes and goes on with %d: its steps stay the same, %d videos at the same "
+        "learning rate, %d of each batch in a process%s; dropout is drawn anew%s",
+        begun_with,
+        now,
+        size * training.accumulate,
+        share,
+        at_once,
+        ""
+        if training.sync_norms or (now < begun_with and begun_with % now == 0)
+        else ". Batch norms see other numbers of videos at once than before, which training.sync_norms avoids",
+    )
 
 
 def _flat(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,12 @@ from frameflex.engine.loading import reversed_labels
 from frameflex.engine.recipe import Recipe, RecipeError
 from frameflex.engine.run import Run
 from frameflex.engine.run_folder import RunFolder, RunLog
-from frameflex.engine.run_state import check_same_data, check_same_recipe
+from frameflex.engine.run_state import (
+    check_same_data,
+    check_same_recipe,
+    processes_begun_with,
+    tell_processes,
+)
 from frameflex.engine.task import Task, check_videos_open, digest, read_task
 from frameflex.engine.watching import Interrupted, Watcher
 from frameflex.models import TSM
@@ -110,16 +115,19 @@ def _train_one(recipe: Recipe, *, resume: bool, watcher: Watcher, check_data: bo
         former = _find_former(folder, accelerator) if resume else None
         if not resume:
             expect_nothing_in(folder)  # again, now that no other run can begin in it
-        # What a step is made of: a run that goes on with others would leave out videos or see some twice.
-        made_of = {
+        # What a step is made of: a run that goes on with others would leave out videos or see some twice. Of the
+        # processes it is how many there were: those that there are now share the same steps.
+        made_of: dict[str, int | str] = {
             "num_videos": len(task.training),
-            "num_processes": accelerator.num_processes,
+            "num_processes": processes_begun_with(former, accelerator.num_processes),
             "training_videos": digest(task.training),
             "validation_videos": digest(task.validation),
         }
         if former:
             check_same_recipe(former, recipe, folder)
             check_same_data(former, folder, task.classes, made_of)
+            if accelerator.is_main_process:
+                tell_processes(recipe, int(made_of["num_processes"]), accelerator.num_processes)
         run = Run(recipe, accelerator, task, folder, former, made_of)
         if accelerator.is_main_process:
             folder.clean()
