@@ -60,7 +60,14 @@ def test_the_choices_are_those_that_were_measured(bars):
 
 @pytest.mark.parametrize(
     ("height", "width", "size"),
-    [(48, 64, (96, 128)), (64, 48, (128, 96)), (64, 64, (112, 112)), (36, 64, (80, 144))],
+    [
+        (120, 160, (96, 128)),
+        (160, 120, (128, 96)),
+        (120, 120, (112, 112)),
+        (90, 160, (80, 144)),
+        (96, 96, (96, 96)),  # nothing is made larger than it is
+        (48, 64, (80, 112)),  # but to what a network of images can see
+    ],
 )
 def test_the_size_follows_the_videos_shape(height, width, size, tmp_path):
     recipe, _ = parse_recipe([str(folder_of(tmp_path, height=height, width=width))])
@@ -91,9 +98,9 @@ def test_a_key_that_is_given_wins(bars):
 
 
 def test_more_videos_are_a_longer_run_and_never_less_than_five_epochs(monkeypatch):
-    seen = automatic._Seen(20, 4 / 3, 0, 1)
+    seen = automatic._Seen(20, 4 / 3, 120 * 160, 0, 1)
     steps = []
-    for number in (8, 80, 150, 1000, 10_000):
+    for number in (8, 80, 150, 300, 1000, 10_000):
         videos = type(
             "Videos", (), {"splits": ("train", "validation"), "__len__": lambda self, n=number: n}
         )()
@@ -105,7 +112,7 @@ def test_more_videos_are_a_longer_run_and_never_less_than_five_epochs(monkeypatc
         steps.append(epochs * -(-number // 4))
     assert steps[0] == 600
     assert steps == sorted(steps)
-    assert steps[3] < 1600
+    assert (steps[3], steps[4]) == (1500, 4000)
 
 
 def automatic_data():

@@ -26,6 +26,7 @@ def test_the_fit_has_no_gradient_left_and_separates_what_can_be():
 def test_evaluate_prints_the_baseline_beside_and_refuses_features_of_random_weights(tmp_path, capsys):
     data = bar_folder(tmp_path / "data", per_class=3)
     recipe = tiny_recipe(data, tmp_path / "run", epochs=1)
+    recipe.clip.__dict__["reverse"] = True  # as `frameflex train` chooses for left and right
     weights = tmp_path / "weights.pth"
     torch.save(timm.create_model("test_resnet").state_dict(), weights)
     recipe.model.__dict__["pretrained"] = str(weights)

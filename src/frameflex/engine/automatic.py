@@ -28,10 +28,12 @@ logger = logging.getLogger(__name__)
 
 _LOOKED_AT = 64  # videos, evenly over the list: their shapes and lengths hardly differ from the others'
 _MOST_FRAMES = 8
-_PIXELS = 96 * 128  # of a frame; the sides follow the videos' shape
+_PIXELS = 96 * 128  # of a frame, at most; the sides follow the videos' shape
+_FEWEST_PIXELS = 96 * 96  # also of videos that are smaller: networks of images know nothing of so small things
 _SIDE_STEP = 16
-_FEWEST_STEPS, _MOST_STEPS, _STEPS_A_VIDEO = 600, 1500, 8
-_FEWEST_EPOCHS = 5
+# Steps: 8 a video up to 1,500 (32 epochs of batches of 4), 4 a video up to 4,000; never fewer than 600, or 5 epochs.
+_FEWEST_STEPS, _FEWEST_EPOCHS = 600, 5
+_STEPS = ((8, 1500), (4, 4000))
 _BATCH = 4
 _RATE = 5e-4  # half of it where a network goes on
 _VALIDATIONS = 20
@@ -49,6 +51,7 @@ class _Seen(NamedTuple):
 
     num_frames: int
     aspect: float  # width over height
+    num_pixels: int
     upright: int
     flat: int
 
@@ -93,7 +96,7 @@ def _choose(
     asked: Recipe, given: Collection[str], videos: VideoList, seen: _Seen, *, any_frame_count: bool
 ) -> list[_Choice]:
     init = load_checkpoint(asked.model.init) if asked.model.init else None
-    size = init.preprocessing.size if init else _size_of(seen.aspect)
+    size = init.preprocessing.size if init else _size_of(seen.aspect, seen.num_pixels)
     precision, why = fast_precision("cuda" if torch.cuda.is_available() else "cpu")
     model = {"model.dropout": 0.0, **({"model.backbone": None} if init else {})}
     return [
@@ -156,7 +159,7 @@ def _schedule(asked: Recipe, given: Collection[str], videos: VideoList) -> list[
         num_training -= round(asked.data.validation_fraction * num_training)
     batch = asked.training.batch_size if "training.batch_size" in given else _BATCH
     batch *= asked.training.accumulate
-    steps = min(max(_STEPS_A_VIDEO * num_training, _FEWEST_STEPS), _MOST_STEPS)
+    steps = max(_FEWEST_STEPS, *(min(a_video * num_training, most) for a_video, most in _STEPS))
     steps_an_epoch = max(1, math.ceil(num_training / batch))
     epochs = max(math.ceil(steps / steps_an_epoch), _FEWEST_EPOCHS)
     length_of_run = f"about {epochs * steps_an_epoch} steps for {num_training} training videos"
@@ -211,7 +214,7 @@ def _decoding(videos: VideoList, seen: _Seen, size: tuple[int, int]) -> _Choice:
 def _look_at(videos: VideoList) -> _Seen:
     """Open some of the videos; which ones can't be is for training to say, unless it is all."""
     number = min(len(videos), _LOOKED_AT)
-    lengths, aspects, reasons = [], [], []
+    lengths, aspects, areas, reasons = [], [], [], []
     for i in range(number):
         record = videos[i * len(videos) // number]
         try:
@@ -220,6 +223,7 @@ def _look_at(videos: VideoList) -> _Seen:
                 [frame] = reader.frames([first])
                 lengths.append(end - first)
                 aspects.append(frame.shape[-1] / frame.shape[-2])
+                areas.append(frame.shape[-1] * frame.shape[-2])
         except (VideoError, OSError) as error:
             reasons.append(f"{record.name}: {error}")
     if not lengths:
@@ -231,15 +235,20 @@ def _look_at(videos: VideoList) -> _Seen:
     return _Seen(
         max(1, int(statistics.median(lengths))),
         math.exp(statistics.median(map(math.log, aspects))),
+        int(statistics.median(areas)),
         upright,
         sum(aspect > 1 for aspect in aspects),
     )
 
 
-def _size_of(aspect: float) -> tuple[int, int]:
-    """Height and width of about as many pixels as 96 x 128, in steps of 16; a very long side is squeezed."""
+def _size_of(aspect: float, num_pixels: int) -> tuple[int, int]:
+    """Height and width of about as many pixels as 96 x 128, or as the videos have, where that is less.
+
+    In steps of 16; a very long side is squeezed.
+    """
+    pixels = min(max(num_pixels, _FEWEST_PIXELS), _PIXELS)
     aspect = min(max(aspect, 0.5), 2.0)
-    height, width = math.sqrt(_PIXELS / aspect), math.sqrt(_PIXELS * aspect)
+    height, width = math.sqrt(pixels / aspect), math.sqrt(pixels * aspect)
     return round(height / _SIDE_STEP) * _SIDE_STEP, round(width / _SIDE_STEP) * _SIDE_STEP
 
 

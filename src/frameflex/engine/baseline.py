@@ -71,12 +71,7 @@ def measure_baseline(
             "--baseline: the checkpoint's run started from random weights, whose features say nothing; leave it out"
         )
     training = _training_videos(checkpoint, recipe, measured)
-    start = (
-        recipe
-        if recipe.model.init
-        else replace(recipe, method="tsm", model=replace(recipe.model, shift="none"))
-    )
-    model = build_model(start, checkpoint.class_names).eval().to(device)
+    model = build_model(_start_of(recipe), checkpoint.class_names).eval().to(device)
     model.head = nn.Identity()  # type: ignore[assignment]  # logits are features now
     total, done = len(training) + len(measured), 0
 
@@ -95,6 +90,14 @@ def measure_baseline(
         logits = fit_logistic(known[:, :end], labels, len(checkpoint.class_names))(asked[:, :end])
         scores.append(float((logits.argmax(1) == truth).double().mean()))
     return Baseline(num_frames, scores[0], scores[1], len(labels))
+
+
+def _start_of(recipe: Recipe) -> Recipe:
+    """Of the network that training began with: of images alone, or of `model.init`."""
+    if recipe.model.init:
+        return recipe
+    images = replace(recipe.model, shift="none")  # which doesn't go with clips played backwards
+    return replace(recipe, method="tsm", model=images, clip=replace(recipe.clip, reverse=False))
 
 
 def _recipe_of(checkpoint: Checkpoint) -> Recipe:
