@@ -29,7 +29,9 @@ logger = logging.getLogger(__name__)
 _LOOKED_AT = 64  # videos, evenly over the list: their shapes and lengths hardly differ from the others'
 _MOST_FRAMES = 8
 _PIXELS = 96 * 128  # of a frame, at most; the sides follow the videos' shape
-_FEWEST_PIXELS = 96 * 96  # also of videos that are smaller: networks of images know nothing of so small things
+_FEWEST_PIXELS = (
+    96 * 96
+)  # also of videos that are smaller: networks of images know nothing of so small things
 _SIDE_STEP = 16
 # Steps: 8 a video up to 1,500 (32 epochs of batches of 4), 4 a video up to 4,000; never fewer than 600, or 5 epochs.
 _FEWEST_STEPS, _FEWEST_EPOCHS = 600, 5
