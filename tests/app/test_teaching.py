@@ -19,8 +19,8 @@ pytest.importorskip("httpx2", reason="needs httpx2, for Starlette's test client"
 from starlette.testclient import TestClient
 from tab import HERE, Tab, page_of
 
+from frameflex.app.first_answer import FirstAnswer
 from frameflex.app.lessons import THROWN_OUT, Clip, Lessons, checked_name
-from frameflex.app.neighbours import Neighbours, temporal_features
 from frameflex.engine.confidence import wilson_interval
 
 
@@ -224,34 +224,37 @@ def test_another_clip_is_told_by_the_nearest_that_were_taught(client, things):
 
 def test_the_standing_asks_for_each_clip_without_it():
     torch.manual_seed(0)
-    features, labels = torch.randn(9, 6), [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    mean, deviation = features.mean(0), features.std(0, correction=0)
-    known = torch.nn.functional.normalize((features - mean) / deviation, dim=1)
+    features, labels = torch.randn(9, 6), torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    rows = (features - features.mean(0)) / features.std(0, correction=0) / 3**0.5
+    rows[:, :3] /= 2
     right, confusions = 0, []
     for i in range(9):
-        votes = [0.0, 0.0, 0.0]
-        ranked = sorted((j for j in range(9) if j != i), key=lambda j: -float(known[i] @ known[j]))
-        for j in ranked[:5]:
-            votes[labels[j]] += float(torch.exp(10 * (known[i] @ known[j])))
-        said = votes.index(max(votes))
+        others = torch.arange(9) != i
+        x, y = rows[others], torch.eye(3)[labels[others]] - 1 / 3
+        scores = rows[i] @ torch.linalg.solve(x.T @ x + 3 * torch.eye(6), x.T @ y)
+        said = int(scores.argmax())
         right += said == labels[i]
         if said != labels[i]:
-            confusions.append((i, next(j for j in ranked if labels[j] == said)))
-    standing = Neighbours(features, labels, 3).standing()
+            alike = torch.nn.functional.cosine_similarity(rows[i], rows, dim=1)
+            confusions.append(
+                (i, max((labels == said).nonzero()[:, 0].tolist(), key=lambda j: float(alike[j])))
+            )
+    standing = FirstAnswer(features, labels.tolist(), 3).standing()
     assert (standing.right, standing.confusions) == (right, confusions)
     assert 0 < right < 9
 
 
-def test_features_know_which_way_things_went(things):
-    recognizer = Recognizer.from_checkpoint(things / "tiny.safetensors", device="cpu")
-    clip = torch.randn(3, 8, 32, 32)
-    there, back = temporal_features(recognizer, clip), temporal_features(recognizer, clip.flip(1))
-    half = len(there) // 2
-    assert len(there) == 2 * recognizer.model.head.in_features
-    assert not torch.allclose(there[half:], back[half:], atol=0.05)
-    expected = recognizer.model.head(there[:half])
-    with torch.no_grad():
-        assert torch.allclose(expected, recognizer.model(clip[None])[0], atol=1e-4)
+def test_probabilities_add_up_and_the_nearest_come_first():
+    torch.manual_seed(0)
+    labels = [i % 2 for i in range(12)]
+    features = torch.randn(12, 6) + torch.tensor([0.0, 0, 0, 3, 0, 0]) * torch.tensor(labels)[:, None]
+    answer = FirstAnswer(features, labels, 2)
+    for i, label in enumerate(labels):
+        probabilities = answer.probabilities(features[i])
+        assert float(probabilities.sum()) == pytest.approx(1)
+        assert int(probabilities.argmax()) == label
+        assert answer.nearest(features[i])[0] == i
+    assert len(answer.nearest(features[0])) == 5
 
 
 @pytest.mark.slow

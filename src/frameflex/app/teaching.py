@@ -13,8 +13,8 @@ from torch import Tensor
 
 from frameflex.app.answers import Answers
 from frameflex.app.decoding import SaveClip
+from frameflex.app.first_answer import FirstAnswer, features_of
 from frameflex.app.lessons import Clip, Lessons
-from frameflex.app.neighbours import Neighbours, temporal_features
 from frameflex.app.pictures import jpeg_address
 from frameflex.app.talking import Handler, Talk, number_of
 from frameflex.app.training import Training
@@ -235,11 +235,13 @@ class Teaching:
         count = min(answers.recognizer.checkpoint.num_frames, answers.limits.max_frames)
         decoded = await answers.decode(path, [count], any_length=True)
         clip = decoded.clip(count, answers.transform)[0]
-        features = await answers.do(lambda: temporal_features(answers.recognizer, clip))
+        features = await answers.do(lambda: features_of(answers.recognizer, clip))
         middle = decoded.crops[decoded.shown(count)[count // 2], 0]
         return jpeg_address(middle.transpose(1, 2, 0), side=_ASIDE), features
 
-    def _neighbours(self, found: list[tuple[Clip, Known]]) -> tuple[Neighbours, list[str], list[Clip]] | None:
+    def _first_answer(
+        self, found: list[tuple[Clip, Known]]
+    ) -> tuple[FirstAnswer, list[str], list[Clip]] | None:
         """Of the classes that have clips enough; None where those are fewer than two."""
         able = [(clip, known.features) for clip, known in found if known.features is not None]
         names = sorted({clip.label for clip, _ in able})
@@ -250,14 +252,14 @@ class Teaching:
             return None
         features = torch.stack([one for _, one in able])
         labels = [names.index(clip.label) for clip, _ in able]
-        return Neighbours(features, labels, len(names)), names, [clip for clip, _ in able]
+        return FirstAnswer(features, labels, len(names)), names, [clip for clip, _ in able]
 
     def _standing(self, found: list[tuple[Clip, Known]]) -> dict[str, Any]:
-        neighbours = self._neighbours(found)
-        if neighbours is None:
+        answer = self._first_answer(found)
+        if answer is None:
             text = f"The first answer needs two classes with {_FEWEST_CLIPS} clips each."
             return {"type": "standing", "text": text}
-        known, _, clips = neighbours
+        known, _, clips = answer
         standing = known.standing()
         pictures = {clip: one.picture for clip, one in found}
         return {
@@ -283,12 +285,12 @@ class Teaching:
         with deleted(self._receiver.end()) as upload:
             _, features = await self._features(upload.path)
         found = [(clip, known) for clip in shared.lessons.clips() if (known := await self._known(clip))]
-        neighbours = self._neighbours(found)
-        if neighbours is None:
+        answer = self._first_answer(found)
+        if answer is None:
             raise ValueError(
                 f"there are no two classes with {_FEWEST_CLIPS} clips each yet; record some first"
             )
-        clips_known, names, clips = neighbours
+        clips_known, names, clips = answer
         probabilities = clips_known.probabilities(features)
         order = probabilities.argsort(descending=True).tolist()
         pictures = {clip: one.picture for clip, one in found}

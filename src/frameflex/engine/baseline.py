@@ -1,4 +1,4 @@
-"""What a network has to beat: logistic regression on frozen features of the images that it started from."""
+"""What a network has to beat: simple classifiers of frozen features of the network that it started from."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from frameflex.data.clips import ClipDataset
 from frameflex.data.loading import read_batches
 from frameflex.data.records import BadVideos, VideoList, VideoRecord
 from frameflex.data.transforms import EvalTransform
+from frameflex.engine.first_answer import LeastSquares, before_last_stage, mean_and_change
 from frameflex.engine.recipe import Recipe
 from frameflex.engine.recipe_files import parse_recipe
 from frameflex.engine.starting import build_model
@@ -29,18 +30,21 @@ _PENALTY = 1e-3  # of squared weights of standardised features; never tuned on w
 
 @dataclass(frozen=True)
 class Baseline:
-    """Top-1, 0 to 1, of regression on each video's features over its frames.
+    """Top-1, 0 to 1, of logistic regression on each video's features over its frames, and of what knows their order.
 
     Attributes:
         num_frames: T.
         mean: with the mean of the features, which doesn't know the order of the frames nor how they differ.
         mean_and_deviation: with their standard deviation beside it.
+        mean_and_change: least squares on the mean before the last stage and its change over the clip
+            (`frameflex.engine.first_answer`).
         num_training: videos that it was fitted to.
     """
 
     num_frames: int
     mean: float
     mean_and_deviation: float
+    mean_and_change: float
     num_training: int
 
 
@@ -82,14 +86,19 @@ def measure_baseline(
             on_progress(done, total)
 
     how = (checkpoint, num_frames, device, batch_size, num_workers, on_bad_video, on_video)
-    known, labels = _features(model, training, *how)
-    asked, truth = _features(model, measured, *how)
+    known, ordered, labels = _features(model, training, *how)
+    asked, asked_ordered, truth = _features(model, measured, *how)
+    num_classes = len(checkpoint.class_names)
     half = known.shape[1] // 2
-    scores = []
-    for end in (half, 2 * half):
-        logits = fit_logistic(known[:, :end], labels, len(checkpoint.class_names))(asked[:, :end])
-        scores.append(float((logits.argmax(1) == truth).double().mean()))
-    return Baseline(num_frames, scores[0], scores[1], len(labels))
+
+    def right(logits: Tensor) -> float:
+        return float((logits.argmax(1) == truth).double().mean())
+
+    mean, with_deviation = (
+        right(fit_logistic(known[:, :end], labels, num_classes)(asked[:, :end])) for end in (half, 2 * half)
+    )
+    with_change = right(LeastSquares(ordered, labels, num_classes).scores(asked_ordered))
+    return Baseline(num_frames, mean, with_deviation, with_change, len(labels))
 
 
 def _start_of(recipe: Recipe) -> Recipe:
@@ -173,8 +182,8 @@ def _features(
     num_workers: int,
     on_bad_video: Literal["error", "skip"],
     on_video: Callable[[int], None],
-) -> tuple[Tensor, Tensor]:
-    """Mean and deviation over the frames side by side, ``(N, 2 F)``, and labels, of the videos in their order."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and deviation over the frames ``(N, 2 F)``, mean and change before the last stage, and labels."""
     dataset = ClipDataset(
         videos,
         frame_counts=[num_frames],
@@ -184,15 +193,19 @@ def _features(
         on_bad_video="skip",
     )
     policy = BadVideos(len(dataset), on_bad_video)
-    rows, labels = [], []
+    rows, ordered, labels = [], [], []
     with read_batches(dataset, batch_size=batch_size, num_workers=num_workers) as batches:
         for batch in batches:
             policy.add(batch.bad)
             if len(batch.labels):
-                frames = model.forward_frames(batch.clips[num_frames][:, 0].to(device)).float()  # (B, T, F)
+                with before_last_stage(model) as found:
+                    frames = model.forward_frames(
+                        batch.clips[num_frames][:, 0].to(device)
+                    ).float()  # (B, T, F)
+                ordered.append(mean_and_change(found[0], len(frames)))
                 rows.append(torch.cat([frames.mean(1), frames.std(1, correction=0)], 1).cpu())
                 labels.append(batch.labels)
             on_video(len(batch.labels) + len(batch.bad))
     if not rows:
         raise ValueError(f"--baseline: none of {len(videos)} videos could be decoded")
-    return torch.cat(rows), torch.cat(labels)
+    return torch.cat(rows), torch.cat(ordered), torch.cat(labels)
