@@ -126,6 +126,8 @@ class Model:
         init: a checkpoint of frameflex to start from. Its network is used as it is (dropout is the recipe's; a
             `shift` other than its own is added or taken away), and what it expects of its pixels; rows of the
             classifier are kept where class names agree, and new where they don't.
+        head: "new", or "fitted": with `init` and classes that it doesn't know, the classifier starts as logistic
+            regression on its features of the training videos, fitted before the first step.
         dropout: before the classifier.
         shift: "bidirectional"; "causal", which sees only the past, for streaming; or "none" for a baseline that can't
             see order.
@@ -138,6 +140,7 @@ class Model:
     backbone: str | None = DEFAULT_BACKBONE
     pretrained: bool | str = True
     init: str | None = None
+    head: Literal["new", "fitted"] = "new"
     dropout: float = 0.5
     shift: Literal["bidirectional", "causal", "none"] = "bidirectional"
     shift_div: int = 8
@@ -298,6 +301,8 @@ class Recipe:
             )
         self._check_folds()
         self._check_reversal()
+        if self.model.head == "fitted" and (not self.model.init or self.data.multi_label):
+            raise RecipeError("model.head fitted goes with model.init and one label a video; set it to new")
         if not self.training.learning_rate > 0:
             raise RecipeError(f"training.learning_rate is {self.training.learning_rate}; expected above 0")
         if not 0 <= self.training.first_phase < 1:

@@ -23,6 +23,7 @@ from frameflex.data.records import BadVideos, check_bad_share
 from frameflex.engine.confidence import fit_temperature
 from frameflex.engine.evaluation import Evaluation, evaluate
 from frameflex.engine.finetuning import class_targets, class_weights, freeze, hold_still, video_weights
+from frameflex.engine.fitted_head import fit_head
 from frameflex.engine.loading import (
     EpochBatches,
     LoaderClock,
@@ -78,6 +79,8 @@ class Run:
         self.model = former.model if former else build_model(recipe, task.classes)
         self.model.to(memory_format=torch.channels_last)  # a quarter less time on a CPU
         self.preprocessing = former.preprocessing if former else preprocessing_of(recipe, self.model)
+        if former is None and recipe.model.head == "fitted":
+            fit_head(self.model, recipe, task.training, self.preprocessing, accelerator.device)
         self.average = _average_of(self.model, training.ema_decay) if training.ema_decay else None
         if former and former.training and self.average:
             load_raw(self.model, former.training)  # a checkpoint's own weights are the average
