@@ -93,8 +93,8 @@ class Store:
     def get(self, key: str) -> bytes:
         return self._ask("GET", f"/bucket/{key}")[1]
 
-    def keys(self) -> list[str]:
-        found = self._ask("GET", "/bucket?list-type=2")[1].decode()
+    def keys(self, prefix: str = "") -> list[str]:
+        found = self._ask("GET", f"/bucket?list-type=2&prefix={prefix}")[1].decode()
         assert "<IsTruncated>false" in found, "more objects than a page"
         return re.findall("<Key>(.*?)</Key>", found)
 

@@ -312,9 +312,22 @@ def write(address: str, content: bytes, *, new: bool = False) -> None:
         fs.pipe_file(path, content, mode="create" if new else "overwrite")
 
 
+def move_to(path: Path, address: str) -> None:
+    """Write a file of any length that is here; it is taken away, and there when it is whole.
+
+    Raises:
+        StorageError: if it can't be written.
+    """
+    with told(address, "write"):
+        fs, remote = _file_system(address)
+        fs.put_file(str(path), remote)
+    path.unlink()
+
+
 # What goes wrong
 
 
+_ALIVE: dict[int, Any] = {}
 _DONE = {"read": "read", "list": "listed", "write": "written"}
 
 
@@ -327,7 +340,10 @@ def _file_system(address: str) -> tuple[Any, str]:
             "frameflex[shards] for https://."
         ) from error
     try:
-        return url_to_fs(address)
+        fs, path = url_to_fs(address)
+        # Never let go of: a forked process would close the connections of the one that it was forked from.
+        _ALIVE[id(fs)] = fs
+        return fs, path
     except ImportError as error:  # s3fs, gcsfs, ...: its message names the package
         hint = " (`pip install frameflex[s3]`)" if address.startswith("s3") else ""
         raise StorageError(f"{address}: {error}{hint}") from error

@@ -18,6 +18,7 @@ from frameflex.cli.options import (
     positive,
     say_precision,
 )
+from frameflex.storage import place_of
 
 PART_FORMATS = ("parquet", "jsonl")
 PATHS_LOOKED_AT = 100  # of a manifest, on every machine before work starts
@@ -31,13 +32,13 @@ def add_manifest_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--manifest",
-        type=Path,
+        type=place_of,
         metavar="FILE",
         help=".txt, or a .csv, .tsv, .jsonl or .parquet with a column path",
     )
-    group.add_argument("--out", type=Path, metavar="DIR", help="folder for the parts of --manifest")
+    group.add_argument("--out", type=place_of, metavar="DIR", help="folder for the parts of --manifest")
     group.add_argument(
-        "--video-dir", type=Path, help="where relative paths start (default: beside the manifest)"
+        "--video-dir", type=place_of, help="where relative paths start (default: beside the manifest)"
     )
     group.add_argument(
         "--part-format",
@@ -79,7 +80,8 @@ def recognize_manifest(args: argparse.Namespace, console: Any) -> int:
     from frameflex.deploy.batch import BatchOptions, digest_of, predict_manifest
     from frameflex.deploy.recognizer import Recognizer
 
-    check_place(args.out, name="--out")
+    if isinstance(args.out, Path):
+        check_place(args.out, name="--out")
     num_workers = num_cores() if args.workers is None else max(1, args.workers)
     with engine_of(args, num_workers) as engine, progress(console, "recognising") as on_progress:
         digest = digest_of(args.checkpoint)
@@ -123,7 +125,7 @@ def recognize_manifest(args: argparse.Namespace, console: Any) -> int:
     for reason, times in sorted(report.reasons.items(), key=lambda item: -item[1])[:10]:
         console.print(f"  {times} x {reason}", markup=False, style="red")
     if report.num_bad:
-        console.print(f"each with its reason: {args.out / '_bad.jsonl'}", markup=False)
+        console.print(f"each with its reason: {args.out}/_bad.jsonl", markup=False)
     return 0
 
 
@@ -133,14 +135,15 @@ def _elsewhere(args: argparse.Namespace, cluster: Any, digest: str) -> Any:
     Raises:
         ValueError: if they don't, or can't compute as asked.
     """
-    from frameflex.data.manifest import read_manifest
     from frameflex.deploy.answering import Elsewhere, load_same, precision_of_same
+    from frameflex.deploy.batch import Listed
 
     checkpoint = str(args.checkpoint)
     if args.checkpoint.exists():
         checkpoint = os.path.abspath(checkpoint)
-    video_dir = os.path.abspath(args.video_dir or args.manifest.parent)
-    rows = islice(read_manifest(args.manifest, video_dir=video_dir), PATHS_LOOKED_AT)
+    start = Listed.of(args.manifest, args.video_dir).start
+    video_dir = os.path.abspath(start) if isinstance(start, Path) else str(start)
+    rows = islice(Listed.of(args.manifest, video_dir).rows(), PATHS_LOOKED_AT)
     cluster.check_paths([checkpoint, video_dir, *(str(row.path) for row in rows)])
     device = args.device or ("cuda" if cluster.num_gpus else "cpu")
     load = partial(load_same, checkpoint, digest, device=device, limits=limits_of(args))

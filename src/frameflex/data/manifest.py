@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from frameflex.storage import Place, StoredFile, is_stored, join, place_of
+
 __all__ = ["MANIFEST_SUFFIXES", "MAX_ROWS", "ManifestRow", "path_inside", "read_manifest"]
 
 MANIFEST_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
@@ -33,7 +35,7 @@ class ManifestRow(NamedTuple):
 
     number: int
     video: str
-    path: Path
+    path: Place
 
 
 def read_manifest(
@@ -44,8 +46,8 @@ def read_manifest(
     Args:
         path: `.txt` with a path a line; `.csv` or `.tsv` with a header that has a column path (or video, file,
             filename); `.jsonl` with such a key in each object; `.parquet` with such a column of text (needs
-            pyarrow). Other columns are ignored.
-        video_dir: where relative paths start; by default at the manifest's folder.
+            pyarrow). Other columns are ignored. Paths may be addresses of object storage.
+        video_dir: where relative paths start, here or in object storage; by default at the manifest's folder.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -60,10 +62,10 @@ def read_manifest(
         )
     if not file.is_file():
         raise FileNotFoundError(f"manifest {file}: there is no such file.")
-    return _rows(file, Path(video_dir) if video_dir is not None else file.parent)
+    return _rows(file, file.parent if video_dir is None else place_of(video_dir))
 
 
-def _rows(file: Path, home: Path) -> Iterator[ManifestRow]:
+def _rows(file: Path, home: Place) -> Iterator[ManifestRow]:
     readers = {".txt": _from_text, ".jsonl": _from_json_lines, ".parquet": _from_parquet}
     number = -1
     for number, (where, video) in enumerate(readers.get(file.suffix.lower(), _from_table)(file)):
@@ -74,7 +76,7 @@ def _rows(file: Path, home: Path) -> Iterator[ManifestRow]:
         raise ValueError(f"manifest {file}: names no video.")
 
 
-def path_inside(home: Path, video: str, where: str) -> Path:
+def path_inside(home: Place, video: str, where: str) -> Place:
     """Where the file of a manifest's row should be.
 
     Args:
@@ -89,13 +91,17 @@ def path_inside(home: Path, video: str, where: str) -> Path:
         raise ValueError(f"{where}: path is {video[:80]!r}; expected the path of a video.")
     if any("\ud800" <= letter <= "\udfff" for letter in video):
         raise ValueError(f"{where}: path {video[:80]!r} is not Unicode text.")
+    if is_stored(video):
+        return StoredFile(video)
     path = os.path.normpath(video)
     if not os.path.isabs(path) and path.split(os.sep)[0] == os.pardir:
         raise ValueError(
             f"{where}: path {video[:200]!r} leaves the folder {home}; expected one inside of it. Pass a --video-dir "
             "that holds all videos, or use an absolute path."
         )
-    return home / path
+    if isinstance(home, StoredFile) and not os.path.isabs(path):
+        return StoredFile(join(home.address, path))
+    return Path(home, path)
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:

@@ -7,20 +7,30 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from frameflex.checkpoint import fetch
 from frameflex.data.manifest import ManifestRow, read_manifest
 from frameflex.data.quarantine import in_quarantine
 from frameflex.deploy.answering import BatchOptions, Elsewhere, bad_row, digest_of, work_of
 from frameflex.deploy.parts import BatchReport, PartFormat, Parts, read_parts
 from frameflex.deploy.recognizer import Recognizer
 from frameflex.sharing import Engine, Here
+from frameflex.storage import Place, place_of
 from frameflex.video import VideoError
 from frameflex.video.isolated import Lost
 
-__all__ = ["BatchOptions", "BatchReport", "Elsewhere", "digest_of", "predict_manifest", "read_parts"]
+__all__ = [
+    "BatchOptions",
+    "BatchReport",
+    "Elsewhere",
+    "Listed",
+    "digest_of",
+    "predict_manifest",
+    "read_parts",
+]
 
 
 def predict_manifest(
@@ -48,8 +58,8 @@ def predict_manifest(
 
     Args:
         recognizer: with the checkpoint.
-        manifest: as for `read_manifest`.
-        output: a folder for the parts; made if it is not there.
+        manifest: as for `read_manifest`, here or in object storage.
+        output: a folder for the parts, here or in object storage; made if it is not there.
         checkpoint_digest: tells this checkpoint from others: `digest_of` its file.
         options: what decides the answers.
         video_dir: where relative paths start; by default at the manifest's folder.
@@ -71,17 +81,18 @@ def predict_manifest(
         ValueError: if the manifest is wrong, an option is out of range, or the folder holds parts of something else.
         VideoError: at the first bad video, with `on_bad_video="error"`.
         RuntimeError: if another process works in the folder.
-        OSError: if a part can't be written; the parts before it stay.
+        OSError, StorageError: if a part can't be written, or storage be read; the parts before it stay.
     """
     options = options or BatchOptions()
     _check_arguments(on_bad_video, part_format, rows_a_part)
-    num_rows = sum(1 for _ in read_manifest(manifest, video_dir=video_dir))
-    parts = Parts(Path(output), num_rows, part_format, rows_a_part)
+    listed = Listed.of(manifest, video_dir)
+    num_rows = sum(1 for _ in listed.rows())
+    parts = Parts(output, num_rows, part_format, rows_a_part)
     with closing(parts):
         precision = elsewhere.precision if elsewhere else recognizer.precision
-        parts.begin(_plan_of(precision, manifest, options, checkpoint_digest, parts, video_dir, quarantine))
+        parts.begin(_plan_of(precision, listed, options, checkpoint_digest, parts, video_dir, quarantine))
         work = work_of(recognizer, options, batch_size, elsewhere)
-        left = (row for row in read_manifest(manifest, video_dir=video_dir) if parts.lacks(row.number))
+        left = (row for row in listed.rows() if parts.lacks(row.number))
         tasks = _without(quarantine or {}, left, parts)
         with closing((engine or Here(1)).run(work, tasks)) as answers:
             for row, answer in answers:
@@ -93,6 +104,38 @@ def predict_manifest(
                 if on_progress is not None:
                     on_progress(parts.num_rows_done, num_rows)
         return parts.sum_up()
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A manifest as a file here.
+
+    Attributes:
+        name: its path or address.
+        file: where it is.
+        start: where its relative paths start.
+    """
+
+    name: str
+    file: Path
+    start: Place
+
+    @classmethod
+    def of(cls, manifest: str | os.PathLike[str], video_dir: str | os.PathLike[str] | None) -> Listed:
+        """Bring it here where it is in object storage."""
+        place = place_of(manifest)
+        if isinstance(place, Path):
+            return cls(str(place), place, place_of(video_dir or place.parent))
+        home = place.address.rpartition("/")[0]
+        return cls(place.address, fetch(place.address), place_of(video_dir or home))
+
+    def rows(self) -> Iterator[ManifestRow]:
+        """As `read_manifest` gives them; its errors say the manifest's own name."""
+        try:
+            yield from read_manifest(self.file, video_dir=self.start)
+        except (ValueError, FileNotFoundError) as error:
+            error.args = (str(error).replace(str(self.file), self.name),)
+            raise
 
 
 def _without(
@@ -118,7 +161,7 @@ def _check_arguments(on_bad_video: str, part_format: str | None, rows_a_part: in
 
 def _plan_of(
     precision: str,
-    manifest: str | os.PathLike[str],
+    listed: Listed,
     options: BatchOptions,
     checkpoint_digest: str,
     parts: Parts,
@@ -128,8 +171,8 @@ def _plan_of(
     """All that the parts of one folder have in common."""
     return {
         "format_version": 1,
-        "manifest": os.fspath(manifest),
-        "manifest_sha256": digest_of(manifest),
+        "manifest": listed.name,
+        "manifest_sha256": digest_of(listed.file),
         "video_dir": None if video_dir is None else os.fspath(video_dir),
         "num_rows": parts.num_rows,
         "rows_a_part": parts.rows_a_part,

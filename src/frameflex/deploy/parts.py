@@ -13,11 +13,9 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-from frameflex.data.journal import write_whole
-from frameflex.data.locking import lock
+from frameflex.deploy.part_folder import PartFolder, part_folder
 from frameflex.printable import to_json, writable
 
 __all__ = ["BatchReport", "PartFormat", "Parts", "read_parts"]
@@ -53,7 +51,7 @@ class Parts:
     """The parts of one manifest in a folder, whose length and format are as asked for, or as the folder was begun.
 
     Args:
-        folder: made if it is not there.
+        folder: path or address; made if it is not there.
         num_rows: of the manifest.
         part_format: "parquet" or "jsonl"; by default Parquet where pyarrow is installed.
         rows_a_part: by default at most 1,000, and less where that gives fewer than 8 parts.
@@ -67,14 +65,19 @@ class Parts:
     """
 
     def __init__(
-        self, folder: Path, num_rows: int, part_format: PartFormat | None, rows_a_part: int | None
+        self,
+        folder: str | os.PathLike[str],
+        num_rows: int,
+        part_format: PartFormat | None,
+        rows_a_part: int | None,
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        begun = _read_plan(folder)
+        self.folder = part_folder(folder)
+        self.folder.make()
+        begun = _read_plan(self.folder)
         if rows_a_part is None:
             short = -(-num_rows // PARTS_AT_LEAST)
             rows_a_part = begun["rows_a_part"] if begun else min(MOST_ROWS_A_PART, short)
-        self.folder, self.num_rows, self.rows_a_part = folder, num_rows, int(rows_a_part)
+        self.num_rows, self.rows_a_part = num_rows, int(rows_a_part)
         self.format = part_format or (begun["part_format"] if begun else _default_format())
         if self.format == "parquet":
             _import_pyarrow()
@@ -82,7 +85,6 @@ class Parts:
         self.num_rows_done = 0
         self._kept: set[int] = set()
         self._waiting: dict[int, dict[int, dict[str, Any]]] = {}
-        self._lock: IO[bytes] | None = None
 
     def begin(self, plan: dict[str, Any]) -> None:
         """Agree on what the parts are parts of, and keep the folder for this process until `close`.
@@ -91,15 +93,13 @@ class Parts:
             ValueError: if the folder holds parts of something else.
             RuntimeError: if another process works in it.
         """
-        self._lock = (self.folder / ".lock").open("ab")
-        if not lock(self._lock):
+        if not self.folder.hold():
             raise RuntimeError(
                 f"{self.folder} is in use: another process writes predictions there. Wait for it, or stop it"
             )
         _agree_on_plan(self.folder, plan)
-        for left in self.folder.glob(".part-*.partial"):  # of a process that was killed
-            left.unlink(missing_ok=True)
-        self._kept = {part for part in range(self.number) if self._path(part).is_file()}
+        there = self.folder.names()
+        self._kept = {part for part in range(self.number) if self._name(part) in there}
         self.num_rows_done = sum(map(self._num_rows_of, self._kept))
 
     def lacks(self, row: int) -> bool:
@@ -108,9 +108,7 @@ class Parts:
 
     def close(self) -> None:
         """Let go of the folder."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self.folder.close()
 
     def _num_rows_of(self, part: int) -> int:
         return min(self.num_rows, (part + 1) * self.rows_a_part) - part * self.rows_a_part
@@ -119,7 +117,7 @@ class Parts:
         """Keep a row, in any order; its part is written when it is whole.
 
         Raises:
-            OSError: if the part can't be written.
+            OSError, StorageError: if the part can't be written.
         """
         part = row["row"] // self.rows_a_part
         rows = self._waiting.setdefault(part, {})
@@ -127,11 +125,12 @@ class Parts:
         rows[row["row"]] = row
         self.num_rows_done += 1
         if len(rows) == self._num_rows_of(part):
-            _write_part(self._path(part), [rows[number] for number in sorted(rows)], self.format)
+            content = _content_of([rows[number] for number in sorted(rows)], self.format)
+            self.folder.write(self._name(part), content)
             del self._waiting[part]
 
-    def _path(self, part: int) -> Path:
-        return _part_path(self.folder, part, self.format)
+    def _name(self, part: int) -> str:
+        return _part_name(part, self.format)
 
     def sum_up(self) -> BatchReport:
         """Count what the parts hold; write the summary and the list of bad videos.
@@ -140,40 +139,39 @@ class Parts:
             RuntimeError: if a part is not there.
         """
         report = BatchReport(self.num_rows, self.number, num_parts_kept=len(self._kept))
-        missing = [part for part in range(self.number) if not self._path(part).is_file()]
+        there = self.folder.names()
+        missing = [part for part in range(self.number) if self._name(part) not in there]
         if missing:
             raise RuntimeError(
                 f"{self.folder}: {len(missing)} of {self.number} parts are not there, first {missing[0]}: answers "
                 "were lost. The same command goes on with what is left"
             )
-        bad_path = self.folder / f".{BAD_NAME}.{os.getpid()}"
-        try:
-            with bad_path.open("w", encoding="utf-8") as bad:
-                for row in read_parts(self.folder):
-                    if row["error"] is None:
-                        report.num_recognised += 1
-                        continue
-                    report.num_bad += 1
-                    kind = _kind(row["error"])
-                    if kind in report.reasons or len(report.reasons) < 100:  # no million in memory
-                        report.reasons[kind] = report.reasons.get(kind, 0) + 1
-                    told = {"row": row["row"], "video": row["video"], "reason": row["error"]}
-                    bad.write(to_json(told) + "\n")
-            os.replace(bad_path, self.folder / BAD_NAME)
-        finally:
-            bad_path.unlink(missing_ok=True)
+        with self.folder.writing(BAD_NAME) as bad:
+            for row in _rows_in(self.folder):
+                if row["error"] is None:
+                    report.num_recognised += 1
+                    continue
+                report.num_bad += 1
+                kind = _kind(row["error"])
+                if kind in report.reasons or len(report.reasons) < 100:  # no million in memory
+                    report.reasons[kind] = report.reasons.get(kind, 0) + 1
+                told = {"row": row["row"], "video": row["video"], "reason": row["error"]}
+                bad.write(to_json(told) + "\n")
         summary = {
-            **json.loads((self.folder / PLAN_NAME).read_text(encoding="utf-8")),
+            **json.loads(self.folder.read(PLAN_NAME) or b"{}"),
             "num_recognised": report.num_recognised,
             "num_bad": report.num_bad,
             "reasons": report.reasons,
         }
-        write_whole(self.folder / SUMMARY_NAME, to_json(summary, indent=2).encode())
+        self.folder.write(SUMMARY_NAME, to_json(summary, indent=2).encode())
         return report
 
 
 def read_parts(output: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     """Yield the rows of all parts that are there, in the manifest's order, a part in memory at a time.
+
+    Args:
+        output: path or address of the folder.
 
     Yields:
         `row`, `video`, `label`, `probability`, `predictions` (label, index and probability of each answer, best
@@ -182,38 +180,44 @@ def read_parts(output: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: if the folder has no plan.
     """
-    folder = Path(output)
+    yield from _rows_in(part_folder(output))
+
+
+def _rows_in(folder: PartFolder) -> Iterator[dict[str, Any]]:
     plan = _read_plan(folder)
     if plan is None:
         raise ValueError(
             f"{folder}: no {PLAN_NAME} in it; expected a folder of `frameflex predict --manifest`."
         )
+    there = folder.names()
     for part in range(-(-plan["num_rows"] // plan["rows_a_part"])):
-        path = _part_path(folder, part, plan["part_format"])
-        if path.is_file():
-            yield from _read_part(path, plan["part_format"])
+        name = _part_name(part, plan["part_format"])
+        content = folder.read(name) if name in there else None
+        if content is not None:
+            yield from _rows_of(content, plan["part_format"])
 
 
-def _read_plan(folder: Path) -> dict[str, Any] | None:
-    path = folder / PLAN_NAME
-    if not path.is_file():
+def _read_plan(folder: PartFolder) -> dict[str, Any] | None:
+    content = folder.read(PLAN_NAME)
+    if content is None:
         return None
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan = json.loads(content)
         if int(plan["rows_a_part"]) < 1 or plan["part_format"] not in ("parquet", "jsonl"):
             raise ValueError("rows_a_part or part_format is out of range")
         int(plan["num_rows"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: not a plan of predictions ({error!r}). Choose another folder.") from error
+        raise ValueError(
+            f"{folder}/{PLAN_NAME}: not a plan of predictions ({error!r}). Choose another folder."
+        ) from error
     return plan
 
 
-def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
+def _agree_on_plan(folder: PartFolder, plan: dict[str, Any]) -> None:
     """Write the plan if there is none; refuse another one."""
-    there = _read_plan(folder)
-    if there is None:
-        write_whole(folder / PLAN_NAME, to_json(plan, indent=2).encode())
+    if folder.write_first(PLAN_NAME, to_json(plan, indent=2).encode()):
         return
+    there = _read_plan(folder) or {}
     # Where the manifest lies may change, as long as it is the same one.
     there.setdefault("precision", "float32")  # plans of a time when there was no other
     differing = [name for name in plan if name != "manifest" and there.get(name) != plan[name]]
@@ -240,42 +244,39 @@ def _import_pyarrow() -> Any:
     return pyarrow
 
 
-def _part_path(folder: Path, part: int, part_format: str) -> Path:
-    return folder / f"part-{part:07d}.{part_format}"
+def _part_name(part: int, part_format: str) -> str:
+    return f"part-{part:07d}.{part_format}"
 
 
-def _write_part(target: Path, rows: list[dict[str, Any]], part_format: str) -> None:
+def _content_of(rows: list[dict[str, Any]], part_format: str) -> bytes:
     if part_format == "jsonl":
-        content = "".join(to_json(row) + "\n" for row in rows).encode()
-    else:
-        arrow = _import_pyarrow()
-        text = arrow.string()
-        prediction = arrow.struct(
-            [("label", text), ("index", arrow.int32()), ("probability", arrow.float64())]
-        )
-        schema = arrow.schema(
-            [
-                arrow.field("row", arrow.int64(), nullable=False),
-                arrow.field("video", text, nullable=False),
-                ("label", text),
-                ("probability", arrow.float64()),
-                ("predictions", arrow.list_(prediction)),
-                ("error", text),
-            ]
-        )
-        sound = [{**row, "error": row["error"] and writable(row["error"])} for row in rows]
-        sink = arrow.BufferOutputStream()
-        arrow.parquet.write_table(arrow.Table.from_pylist(sound, schema=schema), sink)
-        content = sink.getvalue().to_pybytes()
-    write_whole(target, content)
+        return "".join(to_json(row) + "\n" for row in rows).encode()
+    arrow = _import_pyarrow()
+    text = arrow.string()
+    prediction = arrow.struct([("label", text), ("index", arrow.int32()), ("probability", arrow.float64())])
+    schema = arrow.schema(
+        [
+            arrow.field("row", arrow.int64(), nullable=False),
+            arrow.field("video", text, nullable=False),
+            ("label", text),
+            ("probability", arrow.float64()),
+            ("predictions", arrow.list_(prediction)),
+            ("error", text),
+        ]
+    )
+    sound = [{**row, "error": row["error"] and writable(row["error"])} for row in rows]
+    sink = arrow.BufferOutputStream()
+    arrow.parquet.write_table(arrow.Table.from_pylist(sound, schema=schema), sink)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
-def _read_part(path: Path, part_format: str) -> Iterable[dict[str, Any]]:
+def _rows_of(content: bytes, part_format: str) -> Iterable[dict[str, Any]]:
     if part_format == "parquet":
-        table: list[dict[str, Any]] = _import_pyarrow().parquet.read_table(path).to_pylist()
+        arrow = _import_pyarrow()
+        table: list[dict[str, Any]] = arrow.parquet.read_table(arrow.BufferReader(content)).to_pylist()
         return table
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    return [json.loads(line) for line in content.decode().split("\n") if line]
 
 
 def _kind(reason: str) -> str:
