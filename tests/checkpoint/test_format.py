@@ -33,6 +33,35 @@ def test_everything_comes_back(tmp_path):
     same(load_checkpoint(tmp_path / "a.safetensors"), checkpoint())
 
 
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet", "test_convnext", "test_byobnet"])
+def test_a_network_that_is_built_without_random_numbers_has_all_weights_of_its_file(backbone, tmp_path):
+    """With memory full of what a process left in it: whatever the file doesn't hold would be NaN."""
+    model = create_model(backbone, num_classes=3, frame_counts=(2, 4)).eval()
+    save_checkpoint(tmp_path / "a.safetensors", checkpoint(model=model))
+    torch.use_deterministic_algorithms(True)  # which fills new memory with NaN
+    try:
+        assert torch.empty(9).isnan().all()
+        loaded = load_checkpoint(tmp_path / "a.safetensors").model
+    finally:
+        torch.use_deterministic_algorithms(False)
+    expected = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    found = {**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_loading_draws_no_random_numbers_for_weights_that_the_file_replaces(tmp_path):
+    save_checkpoint(
+        tmp_path / "a.safetensors", checkpoint(model=create_model("test_resnet", num_classes=3).eval())
+    )
+    before = torch.random.get_rng_state()
+    load_checkpoint(tmp_path / "a.safetensors")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    create_model("test_resnet", num_classes=3)
+    assert not torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_a_checkpoint_is_readable_without_frameflex(tmp_path):
     original = checkpoint(
         model=create_model("test_resnet", num_classes=3, shift="none").eval(), frame_counts=(4,)

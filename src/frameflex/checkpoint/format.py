@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from frameflex.arguments import check_path
 from frameflex.checkpoint.card import model_card
@@ -428,11 +429,32 @@ def _build(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TSM:
 
     hook = torch.nn.modules.module.register_module_parameter_registration_hook(weigh)
     try:
-        return create_model(**architecture).eval()
+        with _WithoutInitialisation():
+            return create_model(**architecture).eval()
     except Exception as error:  # options of timm's networks go to code that checks few of them
         raise ValueError(f"no network can be built from its architecture ({first_line(error)})") from error
     finally:
         hook.remove()
+
+
+class _WithoutInitialisation(TorchFunctionMode):
+    """Parameters of networks that are built inside keep the memory as it came: a file's tensors take their place.
+
+    A ResNet-50's random numbers take longer to draw than its file takes to read. Unlike ``torch.device("meta")`` it
+    leaves buffers, which a file need not hold, as the network computes them.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        draws = func in _DRAWS or getattr(func, "__module__", None) == "torch.nn.init"
+        filled = args[0] if args else (kwargs or {}).get("tensor")
+        if draws and isinstance(filled, torch.nn.Parameter):
+            return filled
+        return func(*args, **(kwargs or {}))
+
+
+_DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_)
 
 
 def _check_numbers(value: Any) -> None:
