@@ -8,12 +8,14 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY recipes recipes
 COPY src src
-# torch's CPU wheels are a tenth of those with CUDA.
+# torch's CPU wheels are a tenth of those with CUDA. The import ends a build in which torch and torchvision don't fit.
 RUN pip install --no-cache-dir torch torchvision --index-url https://download.pytorch.org/whl/cpu \
     && pip install --no-cache-dir '.[app]' \
+    && python -c 'import frameflex.app.service, frameflex.deploy.recognizer' \
     && rm -rf /src/*
 
-RUN useradd --system --uid 10001 --no-create-home frameflex
+RUN groupadd --gid 10001 frameflex \
+    && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin frameflex
 USER 10001:10001
 WORKDIR /tmp
 ENV HOME=/tmp PYTHONUNBUFFERED=1

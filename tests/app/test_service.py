@@ -128,6 +128,7 @@ def test_files_beyond_the_limits_are_refused_with_the_limit(client, things, tmp_
         response = client.post("/predict", content=content)
         assert (response.status_code, words in response.json()["error"]) == (status, True), response.text
         assert "upload-" not in response.text
+        assert "frameflex data check" not in response.text  # who sends a file has no list of videos
     response = client.post("/predict", files={"file": b"x"})
     assert response.status_code == 415
     assert "--data-binary" in response.json()["error"]
@@ -291,6 +292,14 @@ def test_the_container_runs_a_command_that_exists_as_a_user_without_rights():
     users = [line.split()[1] for line in lines if line.startswith("USER")]
     assert users
     assert not any(user.startswith(("0", "root")) for user in users)
+    root = Path(__file__).parents[2]
+    copied = {word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]}
+    let_in = {line[1:] for line in (root / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied == let_in
+    assert all((root / name).exists() for name in copied)
+    [check] = [line for line in lines if "urllib" in line]
+    assert f"http://127.0.0.1:{args.port}/healthz" in check
+    assert f"EXPOSE {args.port}" in lines
 
 
 def test_class_names_that_are_no_text_are_answered():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from frameflex.data.clips import ClipDataset
 from frameflex.deploy.decoded import Decoded, decode
-from frameflex.video import Limits, VideoError, open_video
+from frameflex.video import ADVICE, Limits, VideoError, open_video
 from frameflex.video.isolated import Isolated, Lost
 
 SHOWN_AS = "the video"  # in messages, instead of the name of a temporary file
@@ -137,7 +137,7 @@ def answer_of(process: Isolated, task: Any) -> Any:
         raise kind(f"{SHOWN_AS}: can't be decoded: {answer.reason}")
     if isinstance(answer, VideoError):
         path = getattr(task, "path", "")
-        text = str(answer)
+        text = str(answer).replace(ADVICE, "Send another one.")  # who sends it has no list of videos
         raise VideoError(text.replace(f"video {path}", SHOWN_AS).replace(path, SHOWN_AS) if path else text)
     return answer
 

@@ -13,7 +13,7 @@ from threading import current_thread, main_thread
 
 from frameflex import __version__
 from frameflex.allocator import keep_freed_memory
-from frameflex.cli.options import fail, one_line
+from frameflex.cli.options import fail, is_ours, one_line
 
 VERBS = {  # each is a module of this package with run(argv, console) -> exit status
     "demo": "see the whole road on a rendered data set, in minutes, without a download",
@@ -68,9 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _leave_output()
         return 141
     except Exception as error:
-        from frameflex.engine.watching import Interrupted
-
-        if isinstance(error, Interrupted):
+        if is_ours(error, "Interrupted"):
             return fail(str(error), status=130)
         if debug:
             raise

@@ -287,21 +287,31 @@ def fail(message: str, *, status: int) -> int:
 
 def one_line(error: Exception) -> str:
     """The message of an error that we raise ourselves; of any other also its kind, and how to see more."""
-    from frameflex.checkpoint import CheckpointError
-    from frameflex.data.shards import ShardError
-    from frameflex.storage import StorageError
-    from frameflex.video import VideoError
-
     text = str(error)
     if "Original Traceback" in text:  # torch's, of an error in a process that decodes
         text = re.sub(r"^[\w.]+: ", "", text.strip().splitlines()[-1])  # "frameflex.video.VideoError: ..."
     message = re.sub(r"\s*[\r\n]\s*", " ", text).strip()
-    if isinstance(
-        error,
-        (
-            *(ValueError, FileNotFoundError, FileExistsError),
-            *(VideoError, ShardError, StorageError, CheckpointError),
-        ),
+    if isinstance(error, (ValueError, FileNotFoundError, FileExistsError)) or is_ours(
+        error, *_TOLD_AS_THEY_ARE
     ):
         return message
     return f"{type(error).__name__}: {message} (run again with --debug for details)"
+
+
+_TOLD_AS_THEY_ARE = ("CheckpointError", "ShardError", "StorageError", "VideoError")
+_ERRORS = {
+    "CheckpointError": "frameflex.checkpoint.errors",
+    "Interrupted": "frameflex.engine.watching",
+    "ShardError": "frameflex.data.shards.reading",
+    "StorageError": "frameflex.storage",
+    "VideoError": "frameflex.video.reader",
+}
+
+
+def is_ours(error: Exception, *names: str) -> bool:
+    """Whether an error is of one of our own kinds, without importing what did not run.
+
+    An error in the arguments would wait for torch otherwise, and one of a broken package would become two.
+    """
+    kinds = (getattr(sys.modules.get(_ERRORS[name]), name, None) for name in names)
+    return isinstance(error, tuple(kind for kind in kinds if kind is not None))
