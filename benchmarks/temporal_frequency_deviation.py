@@ -144,7 +144,7 @@ def collect(output: Path) -> dict[str, list[dict[str, Any]]]:
 
 def separate(curves: dict[str, list[dict[str, Any]]], counts: tuple[int, ...]) -> list[dict[str, Any]]:
     """The ST curve: at each T the network trained at the nearest count, ties to the larger, seed by seed."""
-    from frameflex.models.frame_flexible import nearest_count
+    from frameflex.models.counts import nearest_count
 
     members = {count: f"ST({count})" for count in counts[:-1]} | {counts[-1]: f"TSM({counts[-1]})"}
     by_seed = {

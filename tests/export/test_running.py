@@ -1,5 +1,7 @@
 """Exports run where a checkpoint runs, and damaged ones don't run at all."""
 
+import importlib
+import inspect
 import json
 import shutil
 import subprocess
@@ -179,3 +181,26 @@ def test_signals_are_handled_after_openvino_graphs_are_gone():
     script = [sys.executable, "-c", DROPS_TWO_GRAPHS_AND_HANDLES_A_SIGNAL, str(DATA / "exported_openvino")]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
+def test_an_export_is_run_without_importing_timm():
+    needs("onnx")
+    code = (
+        "import sys, torch, frameflex; recognizer = frameflex.load(sys.argv[1]); "
+        "recognizer.probabilities(torch.zeros(1, 1, 3, 3, 32, 32)); print('timm' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(DATA / "exported_onnx")], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.parametrize("room", ["models", "export"])
+def test_every_public_name_of_a_room_that_imports_late_is_there(room):
+    module = importlib.import_module(f"frameflex.{room}")
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+        assert not inspect.ismodule(getattr(module, name))
+    assert set(module._HOMES) <= set(module.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = module.nothing

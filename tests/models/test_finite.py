@@ -16,8 +16,8 @@ from frameflex.deploy.live.streaming import StreamingRecognizer
 from frameflex.deploy.recognizer import Recognizer
 from frameflex.export import ExportError, export, read_manifest, write_manifest
 from frameflex.models import create_model
+from frameflex.models.clips import classify_views
 from frameflex.models.finite import NotFinite, finite
-from frameflex.models.tsm import classify_views
 
 CLASSES = ["going left", "going right"]
 SPOILT = ["nan", "infinite"]

@@ -9,7 +9,8 @@ from torch import nn
 
 from frameflex.engine.objective import FrameFlexibleObjective
 from frameflex.models import TSM, FrameNorm, FrameScale, create_model, make_frame_flexible
-from frameflex.models.frame_flexible import add_norms, blend_weight, nearest_count, serve_untrained
+from frameflex.models.counts import blend_weight, nearest_count
+from frameflex.models.frame_flexible import add_norms, serve_untrained
 from frameflex.models.temporal_shift import TemporalShift
 
 COUNTS = (2, 4, 8)

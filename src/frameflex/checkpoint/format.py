@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,11 +36,12 @@ from frameflex.checkpoint.errors import CheckpointError, NewerFormatError
 from frameflex.checkpoint.hub import WEIGHTS_NAME, fetch
 from frameflex.data.splits import Division
 from frameflex.data.transforms import Preprocessing
-from frameflex.models import TSM, create_model
-from frameflex.models.backbones import supported_architectures
-from frameflex.models.frame_flexible import blend_weight
+from frameflex.models.counts import blend_weight
 from frameflex.new_files import give_usual_rights
 from frameflex.printable import to_json, writable
+
+if TYPE_CHECKING:
+    from frameflex.models import TSM
 
 FORMAT_VERSION = 2
 CONFIG_NAME, CARD_NAME = "config.json", "README.md"
@@ -292,6 +293,8 @@ def _header(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _backbone_hint(given: str | Path) -> str:
     """More words where the name is an architecture's, which has no classes of its own."""
+    from frameflex.models.backbones import supported_architectures
+
     if str(given) not in supported_architectures():
         return ""
     return (
@@ -408,6 +411,8 @@ def _build(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TSM:
     Raises:
         ValueError: if the description makes no sense or no such network.
     """
+    from frameflex.models import create_model  # here, because timm takes a second
+
     architecture = header["architecture"]
     if "pretrained" in architecture:  # a file must not make us download or open another one
         raise ValueError("architecture has the key 'pretrained'")

@@ -21,8 +21,8 @@ from frameflex.data.transforms import VIEWS, EvalTransform
 from frameflex.deploy.inputs import is_many, open_input
 from frameflex.export import is_export, load_exported
 from frameflex.export.running import ExportedModel
+from frameflex.models.clips import classify_views
 from frameflex.models.precision import chosen_precision, computing_in
-from frameflex.models.tsm import classify_views
 from frameflex.storage import Place, place_of
 from frameflex.video import Limits, VideoError
 

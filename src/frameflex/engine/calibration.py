@@ -18,8 +18,8 @@ from frameflex.data.loading import read_batches
 from frameflex.data.records import BadVideo, BadVideos, VideoList
 from frameflex.data.transforms import EvalTransform
 from frameflex.models import TSM, FrameNorm, make_frame_flexible
+from frameflex.models.clips import classify_views
 from frameflex.models.frame_flexible import add_norms
-from frameflex.models.tsm import classify_views
 
 MAX_FEATURE_BYTES = 1 << 30  # of the clips that go through the network together
 

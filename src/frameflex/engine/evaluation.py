@@ -24,8 +24,8 @@ from frameflex.data.loading import read_batches
 from frameflex.data.records import BadVideo, BadVideos, VideoList
 from frameflex.data.transforms import VIEWS, EvalTransform, Preprocessing
 from frameflex.engine.confidence import calibration_error, wilson_interval
+from frameflex.models.clips import classify_views
 from frameflex.models.precision import chosen_precision, computing_in
-from frameflex.models.tsm import classify_views
 
 _OF_ACCELERATE = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from frameflex.checkpoint import WEIGHTS_NAME, Checkpoint, CheckpointError, load_checkpoint
 from frameflex.engine.recipe import read_yaml
-from frameflex.models.frame_flexible import nearest_count
+from frameflex.models.counts import nearest_count
 from frameflex.models.tsm import TSM
 
 

@@ -16,8 +16,8 @@ from frameflex.checkpoint.format import checked_temperatures
 from frameflex.data.transforms import Preprocessing
 from frameflex.export.manifest import read_manifest
 from frameflex.export.packages import ExportError, first_line, needed, openvino_core
+from frameflex.models.clips import check_clip
 from frameflex.models.precision import check_precision, fast_precision
-from frameflex.models.tsm import check_clip
 
 
 class ExportedModel(nn.Module):
