@@ -100,7 +100,9 @@ def _check_parser() -> argparse.ArgumentParser:
         "takes as --quarantine. Stopped, the same command goes on. The exit status is 1 if a video can't be used.",
         "frameflex data check data/something-something-v2 --output check",
     )
-    parser.add_argument("data", metavar="DATA", help="data set in any layout, or folder of videos")
+    parser.add_argument(
+        "data", metavar="DATA", help="data set in any layout, or folder of videos; s3://… too"
+    )
     parser.add_argument("--split", help="of data that has splits (default: all of them)")
     parser.add_argument("--video-dir", help="where the files of a list are (default: beside the list)")
     parser.add_argument(

@@ -36,7 +36,9 @@ def add_manifest_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=".txt, or a .csv, .tsv, .jsonl or .parquet with a column path",
     )
-    group.add_argument("--out", type=place_of, metavar="DIR", help="folder for the parts of --manifest")
+    group.add_argument(
+        "--out", type=place_of, metavar="DIR", help="folder for the parts of --manifest, here or s3://…"
+    )
     group.add_argument(
         "--video-dir", type=place_of, help="where relative paths start (default: beside the manifest)"
     )

@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file of frameflex"
     )
     parser.add_argument(
-        "videos", nargs="*", metavar="VIDEO", help="files, folders (searched) or quoted patterns"
+        "videos", nargs="*", metavar="VIDEO", help="files, folders (searched) or quoted patterns; s3://… too"
     )
     parser.add_argument(
         "--frames", type=frame_count, help="frames to look at (default: the largest trained count)"
