@@ -17,6 +17,7 @@ from frameflex.data import encoding, preparing
 from frameflex.data.checking import check
 from frameflex.data.datasets import load_videos, survey
 from frameflex.data.encoding import Task
+from frameflex.data.journal import Journal
 from frameflex.data.preparing import Encoding, prepare
 from frameflex.data.shards import ShardError
 from frameflex.video import VideoError, open_video
@@ -160,22 +161,23 @@ def test_a_stopped_call_goes_on_to_the_same_bytes(tmp_path, data):
 
 def test_a_call_that_is_stopped_between_two_shards_keeps_the_first(tmp_path, data, monkeypatch):
     prepare(survey(data), tmp_path / "whole", encoding=Encoding("lossless"), videos_per_shard=2)
-    out, pack, packed = tmp_path / "stopped", preparing._pack, []
+    out, add, packed = tmp_path / "stopped", Journal.add, []
 
-    def stop_at_the_third(output, file, *rest):
+    def stop_behind_the_second(journal, entry):
+        add(journal, entry)
+        packed.extend([entry["shard"]] if "shard" in entry else [])
         if len(packed) == 2:
             raise KeyboardInterrupt
-        packed.append(file)
-        return pack(output, file, *rest)
 
-    monkeypatch.setattr(preparing, "_pack", stop_at_the_third)
+    monkeypatch.setattr(Journal, "add", stop_behind_the_second)
     with pytest.raises(KeyboardInterrupt):
         prepare(survey(data), out, encoding=Encoding("lossless"), videos_per_shard=2)
-    assert sorted(path.name for path in out.glob("*.tar")) == sorted(packed)
-    monkeypatch.setattr(preparing, "_pack", pack)
+    times = {name: (out / name).stat().st_mtime_ns for name in packed}
+    monkeypatch.setattr(Journal, "add", add)
     monkeypatch.setattr(preparing, "encode", None)  # nothing is encoded again
     prepare(survey(data), out, encoding=Encoding("lossless"), videos_per_shard=2)
     assert content(out) == content(tmp_path / "whole")
+    assert {name: (out / name).stat().st_mtime_ns for name in packed} == times
 
 
 def test_a_file_that_is_mended_meanwhile_is_encoded_and_the_others_are_not(tmp_path):
@@ -235,10 +237,10 @@ def test_a_full_disk_stops_the_work_and_is_not_taken_for_a_bad_video(tmp_path, d
 def test_a_part_that_rots_before_it_is_packed_is_noticed(tmp_path, data, monkeypatch):
     pack = preparing._pack
 
-    def rot(output, file, good, *rest):
-        part = output / ".parts" / good[0].part
+    def rot(output, classes, task):
+        part = output / ".parts" / task[1][0].part
         part.write_bytes(part.read_bytes()[::-1])
-        return pack(output, file, good, *rest)
+        return pack(output, classes, task)
 
     monkeypatch.setattr(preparing, "_pack", rot)
     with pytest.raises(ShardError, match="has changed on the disk"):

@@ -9,12 +9,15 @@ from typing import Any
 from frameflex.cli.options import (
     add_bad_video_options,
     add_quarantine_option,
+    add_ray_option,
     add_workers_option,
     check_inputs_stay,
     check_place,
+    engine_of,
     fail,
     make_folder,
     parser_of,
+    paths_of,
     positive,
     seconds,
 )
@@ -63,10 +66,12 @@ def _data_check(argv: list[str], console: Any) -> int:
         args.data, split=args.split, classes=classes, video_dir=args.video_dir, quarantine=args.quarantine
     )
     try:
-        with progress(console, "checking") as on_progress:
+        with engine_of(args, args.workers) as engine, progress(console, "checking") as on_progress:
+            if args.ray:
+                engine.check_paths(paths_of(data.videos))
             found = check(
                 data,
-                num_workers=args.workers,
+                engine=engine,
                 timeout_seconds=args.timeout,
                 min_frames=args.min_frames,
                 also_quarantine=args.also,
@@ -121,6 +126,7 @@ def _check_parser() -> argparse.ArgumentParser:
     add_quarantine_option(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
     add_workers_option(parser)
+    add_ray_option(parser)
     return parser
 
 
@@ -134,13 +140,15 @@ def _data_prepare(argv: list[str], console: Any) -> int:
     encoding = Encoding(args.format, args.short_side, args.key_every, args.quality)
     data = survey(args.data, split=args.split, video_dir=args.video_dir, quarantine=args.quarantine)
     try:
-        with progress(console, "preparing") as on_progress:
+        with engine_of(args, args.workers) as engine, progress(console, "preparing") as on_progress:
+            if args.ray:
+                engine.check_paths(paths_of(data.videos), make_folder(args.output, name="OUT"))
             index = prepare(
                 data,
                 args.output,
                 encoding=encoding,
                 videos_per_shard=args.videos_per_shard,
-                num_workers=args.workers,
+                engine=engine,
                 timeout_seconds=args.timeout,
                 on_bad_video=args.on_bad_video,
                 on_progress=on_progress,
@@ -198,6 +206,7 @@ def _prepare_parser() -> argparse.ArgumentParser:
         parser, skip="leave it out, noted in the index; stop when more than 1 %% and more than 3 are bad"
     )
     add_workers_option(parser)
+    add_ray_option(parser)
     return parser
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +17,15 @@ from frameflex.cli.options import (
     add_decode_limit_option,
     add_loading_options,
     add_precision_option,
+    add_ray_option,
     add_views_option,
     check_inputs_stay,
+    engine_of,
     frame_counts,
     limits_of,
     make_folder,
     parser_of,
+    paths_of,
     say_precision,
 )
 from frameflex.printable import to_json
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     from frameflex.engine.adaptive import AdaptiveReport
     from frameflex.engine.baseline import Baseline
     from frameflex.engine.evaluation import Evaluation
+    from frameflex.engine.measuring import Shared
     from frameflex.report import Measured
 
 _OF_EACH = (("predictions", "csv"), ("confusion", "png"))  # of --output, one of each checkpoint
@@ -57,8 +63,11 @@ def run(argv: list[str], console: Any) -> int:
         raise ValueError(
             f"--adaptive at {counts[0]} frames alone; expected several counts, such as --frames 4,8,16"
         )
-    device = chosen_device(args.device)
-    precision = chosen_precision(args.precision, device)
+    device = chosen_device("cpu" if args.ray else args.device)
+    precision = args.precision if args.ray else chosen_precision(args.precision, device)
+    if args.ray and (args.baseline or precision == "auto"):
+        other = "--baseline" if args.baseline else "--precision auto"
+        raise ValueError(f"--ray doesn't go with {other}; leave one of them out")
     say_precision(console, args.precision, precision)
     _check_views(args, networks)
     if args.output:
@@ -152,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_loading_options(parser)
     add_precision_option(parser, default="float32")
+    add_ray_option(parser)
     return parser
 
 
@@ -234,6 +244,7 @@ def _measure(
     from frameflex.models.frame_flexible import serve_untrained
 
     measured = {}
+    paths = dict(zip(networks, args.checkpoints, strict=True))
     for name, checkpoint in networks.items():
         if args.untrained and checkpoint.model.frame_counts:
             serve_untrained(checkpoint.model, args.untrained)
@@ -241,7 +252,8 @@ def _measure(
         label_sets = None
         if checkpoint.multi_label:
             (videos,), label_sets = split_label_sets([videos], classes=checkpoint.class_names)
-        with progress(console, f"evaluating {name}" if len(networks) > 1 else "evaluating") as on_progress:
+        what = f"evaluating {name}" if len(networks) > 1 else "evaluating"
+        with shared_with(args, paths[name], videos) as shared, progress(console, what) as on_progress:
             measured[name] = evaluate(
                 checkpoint.model.to(device),
                 videos,
@@ -256,11 +268,28 @@ def _measure(
                 label_sets=label_sets,
                 temperature=checkpoint.temperature,
                 precision=precision,
+                shared=shared,
                 on_progress=on_progress,
             )
         known = seen[name]
         measured[name].trained_on = None if known is None else [n for n in measured[name].names if n in known]
     return measured
+
+
+@contextmanager
+def shared_with(args: argparse.Namespace, checkpoint: Path, videos: VideoList) -> Iterator[Shared | None]:
+    """The machines of --ray, which see the same files as this one; without it None."""
+    if args.ray is None:
+        yield None
+        return
+    from frameflex.engine.measuring import Shared
+    from frameflex.engine.separate_networks import load_model
+
+    with engine_of(args, 1) as cluster:
+        where = os.path.abspath(checkpoint) if checkpoint.exists() else str(checkpoint)
+        cluster.check_paths([where, *paths_of(videos)])
+        device = args.device or ("cuda" if cluster.num_gpus else "cpu")
+        yield Shared(cluster, partial(load_model, where, args.untrained), args.precision, device)
 
 
 def _adaptive(

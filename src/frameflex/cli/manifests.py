@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ from frameflex.cli.options import (
     engine_of,
     limits_of,
     num_cores,
+    paths_of,
     positive,
     say_precision,
 )
 from frameflex.storage import place_of
 
 PART_FORMATS = ("parquet", "jsonl")
-PATHS_LOOKED_AT = 100  # of a manifest, on every machine before work starts
 
 
 def add_manifest_options(parser: argparse.ArgumentParser) -> None:
@@ -145,8 +144,8 @@ def _elsewhere(args: argparse.Namespace, cluster: Any, digest: str) -> Any:
         checkpoint = os.path.abspath(checkpoint)
     start = Listed.of(args.manifest, args.video_dir).start
     video_dir = os.path.abspath(start) if isinstance(start, Path) else str(start)
-    rows = islice(Listed.of(args.manifest, video_dir).rows(), PATHS_LOOKED_AT)
-    cluster.check_paths([checkpoint, video_dir, *(str(row.path) for row in rows)])
+    rows = Listed.of(args.manifest, video_dir).rows()
+    cluster.check_paths([checkpoint, video_dir, *paths_of(rows)])
     device = args.device or ("cuda" if cluster.num_gpus else "cpu")
     load = partial(load_same, checkpoint, digest, device=device, limits=limits_of(args))
     num_gpus = int(device.startswith("cuda"))

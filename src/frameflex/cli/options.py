@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from frameflex.video import Limits
 
 VIEWS = ("1x1", "2x1", "1x3", "2x3")  # named here so that --help needs no torch
+PATHS_LOOKED_AT = 100
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")  # likewise
 
 
@@ -149,6 +151,12 @@ def engine_of(args: argparse.Namespace, num_workers: int) -> Iterator[Any]:
     address = os.environ.get("RAY_ADDRESS", "auto") if args.ray == "auto" else args.ray
     with on_cluster(address) as cluster:
         yield cluster
+
+
+def paths_of(videos: Iterable[Any]) -> list[str]:
+    """Where the first videos of a list are, for a look on every machine of a cluster before work starts."""
+    places = (video.path for video in islice(videos, PATHS_LOOKED_AT))
+    return [os.path.abspath(getattr(place, "shard", place)) for place in places if not is_stored(place)]
 
 
 def num_cores() -> int:

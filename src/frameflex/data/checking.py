@@ -11,6 +11,7 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,10 +22,11 @@ from frameflex.data.journal import Journal
 from frameflex.data.records import VideoRecord
 from frameflex.data.shards import ShardError, ShardMember
 from frameflex.printable import printable
+from frameflex.sharing import Engine, Here, Work
 from frameflex.storage import Place, StorageError, StoredFile
 from frameflex.video import ADVICE, Limits, NoFrames, NoVideoStream, VideoError
 from frameflex.video.containers import open_container
-from frameflex.video.isolated import Lost, run_isolated
+from frameflex.video.isolated import Lost
 
 __all__ = ["KINDS", "Checked", "Finding", "check", "file_state", "reason_of"]
 
@@ -140,6 +142,7 @@ def check(
     data: Survey,
     *,
     num_workers: int = 1,
+    engine: Engine | None = None,
     timeout_seconds: float = 60.0,
     min_frames: int = 2,
     also_quarantine: Iterable[str] = (),
@@ -151,6 +154,7 @@ def check(
     Args:
         data: as `survey` finds it.
         num_workers: processes that decode, at least 1.
+        engine: decodes in their place.
         timeout_seconds: for one file.
         min_frames: fewer are "too-short".
         also_quarantine: doubtful kinds that `Checked.quarantine` lists besides the bad videos.
@@ -185,19 +189,15 @@ def check(
                 facts[path] = former
         if on_progress is not None:
             on_progress(len(facts), len(files))
-        for task, result in run_isolated(
-            _inspect, tasks, num_workers=num_workers, timeout_seconds=timeout_seconds
-        ):
-            if isinstance(result, dict) and "fatal" in result:  # no fault of the video
-                raise StorageError(result["fatal"])
-            if isinstance(result, Lost):
-                result = {"kind": result.kind, "reason": result.reason, "timeout": timeout_seconds}
-            entry = {"path": task.path, "state": list(task.state), "stretches": task.stretches(), **result}
-            if log is not None:
-                log.add(entry)
-            facts[task.path] = entry
-            if on_progress is not None:
-                on_progress(len(facts), len(files))
+        work = Work(_inspect, timeout_seconds=timeout_seconds)
+        with closing((engine or Here(num_workers)).run(work, tasks)) as results:
+            for task, result in results:
+                entry = _entry(task, result, timeout_seconds)
+                if log is not None:
+                    log.add(entry)
+                facts[task.path] = entry
+                if on_progress is not None:
+                    on_progress(len(facts), len(files))
         findings = _judge(data, facts, min_frames)
         if log is not None:
             log.discard()
@@ -242,6 +242,15 @@ def _still_holds(former: dict[str, Any], task: _Task, timeout_seconds: float) ->
         and former.get("stretches") == task.stretches()
         and former.get("timeout", timeout_seconds) >= timeout_seconds
     )
+
+
+def _entry(task: _Task, result: dict[str, Any] | Lost, timeout_seconds: float) -> dict[str, Any]:
+    """What the journal keeps of a file."""
+    if isinstance(result, Lost):
+        result = {"kind": result.kind, "reason": result.reason, "timeout": timeout_seconds}
+    if "fatal" in result:  # no fault of the video
+        raise StorageError(result["fatal"])
+    return {"path": task.path, "state": list(task.state), "stretches": task.stretches(), **result}
 
 
 # In a process of its own

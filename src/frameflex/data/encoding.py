@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+import secrets
 import zlib
 from dataclasses import dataclass
 from fractions import Fraction
@@ -90,7 +90,7 @@ class Task:
 def encode(task: Task) -> dict[str, Any]:
     """Encode one video into a part: what it became, or `bad` with the reason, or `fatal` where the disk fails."""
     part = Path(task.parts) / task.part
-    partial = part.with_suffix(f".{os.getpid()}.partial")
+    partial = part.with_suffix(f".{secrets.token_hex(6)}.partial")
     try:
         try:
             with task.record.open() as reader:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,12 +28,14 @@ from frameflex.data.records import BadVideo, BadVideos, VideoRecord
 from frameflex.data.shards import Shard, ShardError, ShardIndex, ShardVideo
 from frameflex.data.shards.index import INDEX_NAME
 from frameflex.data.shards.writing import write_tar
+from frameflex.sharing import Engine, Here, Work
 from frameflex.video import VideoError
-from frameflex.video.isolated import Lost, run_isolated
+from frameflex.video.isolated import Lost
 
 __all__ = ["FORMATS", "Encoding", "prepare"]
 
 _PARTS, _JOURNAL = ".parts", ".parts/journal.jsonl"
+_PATIENCE_SECONDS = 3600.0  # for packing one shard
 _SPLITS = ("train", "validation", "test", "")
 
 
@@ -41,6 +46,7 @@ def prepare(
     encoding: Encoding | None = None,
     videos_per_shard: int = 1000,
     num_workers: int = 1,
+    engine: Engine | None = None,
     timeout_seconds: float = 600.0,
     on_bad_video: Literal["error", "skip"] = "error",
     on_progress: Callable[[int, int], None] | None = None,
@@ -56,7 +62,8 @@ def prepare(
         output: folder for the shards, empty, new, or of a call that was stopped.
         encoding: how; by default `Encoding()`.
         videos_per_shard: at most.
-        num_workers: processes that encode, at least 1.
+        num_workers: processes that encode and pack, at least 1.
+        engine: does it in their place; its machines all see the folder.
         timeout_seconds: for one video.
         on_bad_video: "error" stops at the first that can't be decoded, is not there or has a wrong label; "skip"
             leaves it out, noted in the index, and stops when more than 1 % and more than 3 are bad.
@@ -92,21 +99,22 @@ def prepare(
         waiting = [task for task in tasks if task.key not in facts]
         if on_progress is not None:
             on_progress(len(facts), len(tasks))
-        results = run_isolated(encode, waiting, num_workers=num_workers, timeout_seconds=timeout_seconds)
-        for task, result in results:
-            facts[task.key] = _fact(task, result)
-            journal.add(facts[task.key])
-            if "bad" in facts[task.key]:
-                bad.add([BadVideo(task.position, task.record.name, facts[task.key]["bad"])])
-            if on_progress is not None:
-                on_progress(len(facts), len(tasks))
+        engine = engine or Here(num_workers)
+        with closing(engine.run(Work(encode, timeout_seconds=timeout_seconds), waiting)) as results:
+            for task, result in results:
+                facts[task.key] = _fact(task, result)
+                journal.add(facts[task.key])
+                if "bad" in facts[task.key]:
+                    bad.add([BadVideo(task.position, task.record.name, facts[task.key]["bad"])])
+                if on_progress is not None:
+                    on_progress(len(facts), len(tasks))
         left_out += [
             (task.split, task.record.name, facts[task.key]["bad"])
             for task in tasks
             if "bad" in facts[task.key]
         ]
         left_out += data.left_out
-        shards = _pack_all(output, plan, facts, whole, data.videos.classes, journal)
+        shards = _pack_all(output, plan, facts, whole, data.videos.classes, journal, engine)
         if not shards:
             raise VideoError(f"none of the {len(data.videos)} videos could be prepared.")
         for stray in output.glob("*.tar"):
@@ -225,20 +233,28 @@ def _pack_all(
     whole: dict[str, dict[str, Any]],
     classes: Sequence[str],
     journal: Journal,
+    engine: Engine,
 ) -> list[Shard]:
     """Make the shards that aren't in `whole`, which then holds all; their parts are deleted."""
-    shards = []
-    for file, members in plan:
-        good = [task for task in members if "bad" not in facts[task.key]]
-        if not good:
-            continue
-        if file not in whole:
-            whole[file] = _pack(output, file, good, facts, classes)
-            journal.add(whole[file])
-        shards.append(_shard(file, good, whole[file]))
-        for task in good:
+    good = {file: [task for task in members if "bad" not in facts[task.key]] for file, members in plan}
+    tasks = (
+        (file, few, {task.key: facts[task.key] for task in few})
+        for file, few in good.items()
+        if few and file not in whole
+    )
+    work = Work(partial(_pack, output, classes), timeout_seconds=_PATIENCE_SECONDS)
+    with closing(engine.run(work, tasks)) as packed:
+        for (file, few, _), entry in packed:
+            if isinstance(entry, Lost):
+                raise ShardError(f"{output / file}: could not be written: {entry.reason}. Check the disk.")
+            whole[file] = entry
+            journal.add(entry)
+            for task in few:
+                (output / _PARTS / task.part).unlink(missing_ok=True)
+    for file in whole.keys() & good.keys():
+        for task in good[file]:  # of a call that was killed after it had written the shard
             (output / _PARTS / task.part).unlink(missing_ok=True)
-    return shards
+    return [_shard(file, few, whole[file]) for file, few in good.items() if few]
 
 
 def _member(task: Task) -> str:
@@ -253,14 +269,25 @@ def _digest(members: Sequence[Task], facts: dict[str, dict[str, Any]], classes: 
 
 
 def _pack(
+    output: Path, classes: Sequence[str], task: tuple[str, Sequence[Task], dict[str, dict[str, Any]]]
+) -> dict[str, Any]:
+    """Write a shard, read it back, and give it its name; the task is the name, the videos, and their facts."""
+    file, good, facts = task
+    written = output / _PARTS / f"{file}.{secrets.token_hex(6)}.partial"
+    try:
+        return _write_shard(output, file, good, facts, classes, written)
+    finally:
+        written.unlink(missing_ok=True)
+
+
+def _write_shard(
     output: Path,
     file: str,
     good: Sequence[Task],
     facts: dict[str, dict[str, Any]],
     classes: Sequence[str],
+    temporary: Path,
 ) -> dict[str, Any]:
-    """Write a shard, read it back, and give it its name."""
-    partial = output / _PARTS / f"{file}.partial"
     files: list[tuple[str, bytes | Path]] = []
     for task in good:
         fact, label = facts[task.key], task.record.label
@@ -273,10 +300,10 @@ def _pack(
         files.append((_member(task), output / _PARTS / task.part))
         files.append((f"{task.position:06d}.json", json.dumps(about).encode()))
     try:
-        places, sha256 = write_tar(partial, files)
+        places, sha256 = write_tar(temporary, files)
     except OSError as error:
         raise ShardError(
-            f"{partial}: {error.strerror or error}. Mend that, and the same call goes on."
+            f"{temporary}: {error.strerror or error}. Mend that, and the same call goes on."
         ) from error
     for task, (_, num_bytes, crc32) in zip(good, places[::2], strict=True):
         if (num_bytes, crc32) != (facts[task.key]["num_bytes"], facts[task.key]["crc32"]):
@@ -285,12 +312,12 @@ def _pack(
                 f"video {task.record.name}: what was encoded has changed on the disk. The same call encodes it again."
             )
     again = hashlib.sha256()
-    with partial.open("rb") as written:
+    with temporary.open("rb") as written:
         while block := written.read(2**20):
             again.update(block)
     if again.hexdigest() != sha256:
-        raise ShardError(f"{partial}: does not read back as it was written. Check the disk.")
-    partial.replace(output / file)
+        raise ShardError(f"{temporary}: does not read back as it was written. Check the disk.")
+    temporary.replace(output / file)
     return {
         "shard": file,
         "digest": _digest(good, facts, classes),

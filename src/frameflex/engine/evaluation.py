@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,7 @@ from frameflex.data.loading import read_batches
 from frameflex.data.records import BadVideo, BadVideos, VideoList
 from frameflex.data.transforms import VIEWS, EvalTransform, Preprocessing
 from frameflex.engine.confidence import calibration_error, wilson_interval
+from frameflex.engine.measuring import Shared, measured_elsewhere, now
 from frameflex.models.clips import classify_views
 from frameflex.models.precision import chosen_precision, computing_in
 
@@ -45,7 +46,8 @@ class CountResult:
         calibration_error: ECE of the network's own probabilities, 0 to 1; None where videos may show several classes.
         calibrated_error: the same at the checkpoint's temperature, which probabilities of `predict` have.
         gflops: billions of multiply-adds for one clip (one view), as papers count them.
-        clips_per_second: clips through the network, decoding not counted; of all processes together.
+        clips_per_second: clips through the network, decoding not counted; of all processes together, and where an
+            engine shared the videos, of one of its processes.
     """
 
     num_frames: int
@@ -182,6 +184,7 @@ def evaluate(
     label_sets: LabelSets | None = None,
     temperature: Callable[[int], float] | None = None,
     precision: str = "float32",
+    shared: Shared | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Measure a model on labelled videos at several frame counts; each video is decoded once for all of them.
@@ -203,6 +206,7 @@ def evaluate(
         label_sets: where labels stand for sets of classes.
         temperature: T -> that of the checkpoint, `Checkpoint.temperature`; by default 1.
         precision: of `PRECISIONS`, what the network computes in; the accelerator's, where there is one.
+        shared: who measures in place of this process, one video after another, in a precision of their own.
         on_progress: called with (videos done, videos in all) of this process.
 
     Returns:
@@ -226,23 +230,21 @@ def evaluate(
         num_views=num_views,
         on_bad_video="skip",  # which the policy, in this process, decides on
     )
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    mine = range(rank, len(dataset), world)
-    device = next(model.parameters()).device
-    precision, computing = _computing(precision, device, accelerator)
-    policy = BadVideos(len(mine), on_bad_video)
-    was_training = model.training
-    model.eval()
-    try:
-        with (
-            torch.inference_mode(),
-            read_batches(dataset, batch_size=batch_size, num_workers=num_workers, sampler=mine) as batches,
-        ):
-            share = _classify(model, dataset, batches, policy, computing, on_progress)
-    finally:
-        model.train(was_training)
-    if world > 1:
-        share = _gather(share)
+    if shared is not None:
+        precision = shared.precision
+        share = _by_others(shared, model, dataset, BadVideos(len(dataset), on_bad_video), on_progress)
+    else:
+        device = next(model.parameters()).device
+        precision, computing = _computing(precision, device, accelerator)
+        share = _by_this_process(
+            model,
+            dataset,
+            accelerator,
+            partial(read_batches, dataset, batch_size=batch_size, num_workers=num_workers),
+            partial(BadVideos, on_bad_video=on_bad_video),
+            computing,
+            on_progress,
+        )
     temperatures = {count: temperature(count) if temperature else 1.0 for count in counts}
     return _evaluation(
         share,
@@ -254,6 +256,28 @@ def evaluate(
         precision=precision,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
+
+
+def _by_this_process(
+    model: nn.Module,
+    dataset: ClipDataset,
+    accelerator: Accelerator | None,
+    read: Callable[..., AbstractContextManager[Iterable[Batch]]],
+    bad_videos: Callable[[int], BadVideos],
+    computing: Callable[[], AbstractContextManager[object]],
+    on_progress: Callable[[int, int], None] | None,
+) -> _Share:
+    """Measure this process's videos, and where a run has several, gather those of all."""
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    mine = range(rank, len(dataset), world)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), read(sampler=mine) as batches:
+            share = _classify(model, dataset, batches, bad_videos(len(mine)), computing, on_progress)
+    finally:
+        model.train(was_training)
+    return _gather(share) if world > 1 else share
 
 
 def _check_possible(videos: VideoList, views: str) -> None:
@@ -318,10 +342,10 @@ def _classify(
                 clips = batch.clips[count].to(device)  # (B, V, 3, T, H, W)
                 if not share.gflops[count]:
                     share.gflops[count] = clip_gflops(model, clips[0, :1])
-                start = _now(device)
+                start = now(device)
                 with computing():
                     answer = classify_views(model, clips, names=names)
-                share.seconds[count] += _now(device) - start
+                share.seconds[count] += now(device) - start
                 logits.append(answer.cpu())
             share.num_clips += clips.shape[0] * clips.shape[1]
             share.kept += zip(
@@ -335,10 +359,34 @@ def _classify(
     return share
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def _by_others(
+    shared: Shared,
+    model: nn.Module,
+    dataset: ClipDataset,
+    policy: BadVideos,
+    on_progress: Callable[[int, int], None] | None,
+) -> _Share:
+    """Have an engine measure every video; `model` only counts what one clip costs."""
+    counts = dataset.frame_counts
+    share = _Share([], policy.found, 0, dict.fromkeys(counts, 0.0), dict.fromkeys(counts, 0.0))
+    with closing(measured_elsewhere(shared, dataset)) as answers:
+        for done, (index, answer) in enumerate(answers, 1):
+            record = dataset.videos[index]
+            if isinstance(answer, BadVideo):
+                policy.add([answer])
+            else:
+                logits, seconds, shape = answer
+                for count in counts:
+                    share.seconds[count] += seconds[count]
+                    if not share.gflops[count]:
+                        size = (1, *shape[1:2], count, *shape[3:])
+                        share.gflops[count] = clip_gflops(model, torch.zeros(size))
+                share.num_clips += shape[0]
+                label = -1 if record.label is None else record.label
+                share.kept.append((index, label, [torch.from_numpy(logits[count]) for count in counts]))
+            if on_progress:
+                on_progress(done, len(dataset))
+    return share
 
 
 def _gather(share: _Share) -> _Share:

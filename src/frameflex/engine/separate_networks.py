@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from frameflex.checkpoint import WEIGHTS_NAME, Checkpoint, CheckpointError, load_checkpoint
 from frameflex.engine.recipe import read_yaml
 from frameflex.models.counts import nearest_count
+from frameflex.models.frame_flexible import serve_untrained
 from frameflex.models.tsm import TSM
 
 
@@ -74,3 +75,16 @@ def _separate_folders(path: Path) -> set[str]:
     clip = values.get("clip") if isinstance(values, Mapping) else None
     counts = clip.get("frame_counts") if isinstance(clip, Mapping) else None
     return folders | {f"{count}f" for count in counts or ()}
+
+
+def load_model(path: str, untrained: str | None = None) -> nn.Module:
+    """The network of `load_networks` alone, in a process that measures for others.
+
+    Args:
+        path: as for `load_networks`.
+        untrained: which parts serve untrained counts; by default as saved.
+    """
+    model = load_networks(Path(path)).model
+    if untrained and model.frame_counts:
+        serve_untrained(model, untrained)
+    return model

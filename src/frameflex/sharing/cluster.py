@@ -16,7 +16,7 @@ from frameflex.video.isolated import Isolated, Lost
 __all__ = ["Cluster", "ClusterError", "on_cluster"]
 
 _MOST_TASKS_A_BLOCK = 64  # that one process takes at once
-_BLOCKS_A_PROCESS = 16  # at least, where there are tasks enough: so that all end at about the same time
+_BLOCKS_A_PROCESS = 64  # at least, where there are tasks enough: so that all end at about the same time
 _BLOCK_BYTES = 2**20  # of what was read, after which it goes on to the network
 
 

@@ -148,10 +148,10 @@ def check_paths(readable: Sequence[str], writable: str | None = None) -> None:
     Raises:
         ClusterError: at the first machine that doesn't.
     """
-    here = [path for path in readable if os.path.exists(path)]
+    here = [os.path.abspath(path) for path in readable if os.path.exists(path)]
     token = None
     if writable is not None:
-        token = os.path.join(writable, f".{os.urandom(8).hex()}")
+        token = os.path.abspath(os.path.join(writable, f".{os.urandom(8).hex()}"))
         with open(token, "x", encoding="utf-8"):
             pass
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pickle
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -79,15 +81,20 @@ class Packed:
     """A function of pickled tasks with pickled answers, for who hands them on and need not know what they are.
 
     Args:
-        function: that unpickled tasks have; itself unpickled where it is first called.
+        function: that unpickled tasks have; itself unpickled where it is first called, in the folder of this process,
+            so that relative paths mean the same.
     """
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._packed = pickle.dumps(function)
+        self._packed, self._folder = pickle.dumps(function), os.getcwd()
         self._function: Callable[[Any], Any] | None = None
 
     def __call__(self, task: bytes) -> bytes:
         if self._function is None:
+            with contextlib.suppress(
+                OSError
+            ):  # not there: then no path is relative to it, or a probe has said it
+                os.chdir(self._folder)
             self._function = pickle.loads(self._packed)
         return pickle.dumps(self._function(pickle.loads(task)), protocol=5)
 
