@@ -161,7 +161,8 @@ def test_a_cluster_checks_and_prepares_a_data_set_as_one_machine_does(cluster, t
         name = "there" if how else "here"
         assert main(["data", "check", "bars", "--output", f"check-{name}", *how]) == 1
         quarantine = ["--quarantine", f"check-{name}/quarantine.txt"]
-        assert main(["data", "prepare", "bars", name, "--videos-per-shard", "4", *quarantine, *how]) == 0
+        lossless = ["--format", "lossless", "--videos-per-shard", "4"]
+        assert main(["data", "prepare", "bars", name, *lossless, *quarantine, *how]) == 0
     assert content(tmp_path / "check-there") == content(tmp_path / "check-here")
     assert content(tmp_path / "there") == content(tmp_path / "here")
 
