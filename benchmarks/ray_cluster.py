@@ -187,7 +187,7 @@ def kill_driver(_: Any, running: subprocess.Popen[bytes]) -> None:
 # Skew
 
 
-def skew(num_tasks: int = 400, unit_seconds: float = 0.02, num_workers: int = 2) -> dict[str, Any]:
+def skew(num_tasks: int = 200, unit_seconds: float = 0.1, num_workers: int = 2) -> dict[str, Any]:
     """Tasks that sleep, so that a busy machine changes little; each says who did it and when."""
     seconds = [unit_seconds * (50 if i % 20 == 7 else 1) for i in range(num_tasks)]
     random.Random(0).shuffle(seconds)
