@@ -187,7 +187,7 @@ def kill_driver(_: Any, running: subprocess.Popen[bytes]) -> None:
 # Skew
 
 
-def skew(num_tasks: int = 200, unit_seconds: float = 0.1, num_workers: int = 2) -> dict[str, Any]:
+def skew(num_tasks: int = 800, unit_seconds: float = 0.05, num_workers: int = 2) -> dict[str, Any]:
     """Tasks that sleep, so that a busy machine changes little; each says who did it and when."""
     seconds = [unit_seconds * (50 if i % 20 == 7 else 1) for i in range(num_tasks)]
     random.Random(0).shuffle(seconds)
@@ -258,7 +258,7 @@ def on_ray(num_workers: int, tasks: list[float]) -> list[Any]:
 # Scaling
 
 
-def scaling(seconds_of_work: float = 40.0, repeats: int = 2) -> dict[str, Any]:
+def scaling(seconds_of_work: float = 24.0, repeats: int = 2) -> dict[str, Any]:
     """Tasks of pure arithmetic in one thread; throughput is tasks a second while all workers work."""
     found: dict[str, Any] = {}
     per_task = 0.25

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import pickle
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -75,6 +77,7 @@ class Cluster:
                 fn_constructor_args=(read, work.timeout_seconds, self.own),
                 num_cpus=1,
                 batch_size=1,
+                max_concurrency=2,  # one block is fetched, or its answers handed on, while another is read
                 **_pool(),
             )
             if stages == 2:
@@ -145,6 +148,8 @@ def _quiet_context() -> Iterator[None]:
         "enable_progress_bars": False,
         "print_on_execution_start": False,
         "target_max_block_size": _BLOCK_BYTES,
+        # A pool grows when all that its processes hold is in hand: more would wait behind a long video.
+        "autoscaling_config": replace(context.autoscaling_config, actor_pool_util_upscaling_threshold=1.0),
     }
     before = {name: getattr(context, name) for name in settings}
     for name, value in settings.items():
@@ -165,10 +170,12 @@ class _Reader:
         expected.check(machine())
         self._isolated = Isolated(read, timeout_seconds=timeout_seconds)
         self._isolated.start()
+        self._one_at_a_time = threading.Lock()
 
     def __call__(self, batch: Any) -> Iterator[Any]:
         for task in batch["task"]:
-            answer = self._isolated.call(task.as_py())
+            with self._one_at_a_time:
+                answer = self._isolated.call(task.as_py())
             yield _rows([task.as_py()], [pickle.dumps(answer) if isinstance(answer, Lost) else answer])
 
 
