@@ -1,9 +1,11 @@
 """Memory and threads of a program that uses the library."""
 
 import doctest
+import gc
 import os
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -80,3 +82,37 @@ def test_numbers_out_of_range_are_refused(wrong):
 
 def test_the_example_gives_what_it_shows():
     assert doctest.testmod(tuning).failed == 0
+
+
+def test_objects_that_stay_are_out_of_the_collector_and_later_garbage_is_not():
+    class Cycle:
+        pass
+
+    assert gc.isenabled()
+    frozen = gc.get_freeze_count()
+    try:
+        with tuning.objects_that_stay():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        with pytest.raises(ValueError, match="invalid literal"), tuning.objects_that_stay():
+            int("wrong")
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > frozen
+        garbage = Cycle()
+        garbage.self, seen = garbage, weakref.ref(garbage)
+        del garbage
+        gc.collect()
+        assert seen() is None
+    finally:
+        gc.unfreeze()
+
+
+def test_a_collector_that_was_off_stays_off():
+    gc.disable()
+    try:
+        with tuning.objects_that_stay():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+        gc.unfreeze()

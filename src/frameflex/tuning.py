@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from frameflex.allocator import keep_freed_memory, return_freed_memory
@@ -78,6 +81,23 @@ class ProcessTuning:
         torch.set_num_threads(self._threads_before)
         if self.keeps_memory:
             return_freed_memory()
+
+
+@contextmanager
+def objects_that_stay() -> Iterator[None]:
+    """A block that makes hundreds of thousands of objects that stay, as importing PyTorch and timm does.
+
+    Python would search them all for garbage each time that they have grown by a quarter, and again later; so here it
+    doesn't, and leaves what was made out of its searches for good.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_on:
+            gc.enable()
 
 
 def available_cores() -> int:

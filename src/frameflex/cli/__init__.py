@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -84,6 +86,9 @@ def _run(verb: str, arguments: list[str], *, debug: bool) -> int:
     from frameflex.console import make_console, show_messages
 
     keep_freed_memory()
+    atexit.register(
+        gc.freeze
+    )  # or Python ends by searching all that PyTorch is made of for garbage: half a second
     console = make_console()
     show_messages(console, debug=debug)
     return import_module(f"frameflex.cli.{verb}").run(arguments, console)

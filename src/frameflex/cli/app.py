@@ -16,6 +16,7 @@ from frameflex.cli.options import (
     say_precision,
 )
 from frameflex.cli.serve import port
+from frameflex.tuning import objects_that_stay
 
 
 def run(argv: list[str], console: Any) -> int:
@@ -23,13 +24,14 @@ def run(argv: list[str], console: Any) -> int:
     from frameflex.app.running import needed, run_server
 
     needed()
-    from frameflex.app.page import Folders, make_page
-    from frameflex.deploy.live.sources import LiveSource
-    from frameflex.deploy.recognizer import load
+    with objects_that_stay():
+        from frameflex.app.page import Folders, make_page
+        from frameflex.deploy.live.sources import LiveSource
+        from frameflex.deploy.recognizer import load
 
-    for source in args.source:
-        LiveSource(source)  # says early what can't work
-    recognizer = load(args.checkpoint, device=args.device, precision=args.precision)
+        for source in args.source:
+            LiveSource(source)  # says early what can't work
+        recognizer = load(args.checkpoint, device=args.device, precision=args.precision)
     say_precision(console, args.precision, recognizer.precision)
     app = make_page(
         recognizer,

@@ -25,6 +25,7 @@ from frameflex.cli.options import (
     say_precision,
 )
 from frameflex.printable import printable, to_json
+from frameflex.tuning import objects_that_stay
 
 if TYPE_CHECKING:
     from frameflex.storage import Place
@@ -37,15 +38,16 @@ def run(argv: list[str], console: Any) -> int:
     check_manifest_options(parser, args)
     if args.manifest is not None:
         return recognize_manifest(args, console)
-    from frameflex.console import progress
-    from frameflex.data.finding import find_video_files
-    from frameflex.data.quarantine import quarantined_files
-    from frameflex.deploy.recognizer import Recognizer
-    from frameflex.video import VideoError
+    with objects_that_stay():
+        from frameflex.console import progress
+        from frameflex.data.finding import find_video_files
+        from frameflex.data.quarantine import quarantined_files
+        from frameflex.deploy.recognizer import Recognizer
+        from frameflex.video import VideoError
 
-    recognizer = Recognizer.from_checkpoint(
-        args.checkpoint, device=args.device, precision=args.precision, limits=limits_of(args)
-    )
+        recognizer = Recognizer.from_checkpoint(
+            args.checkpoint, device=args.device, precision=args.precision, limits=limits_of(args)
+        )
     files, left_out = quarantined_files(find_video_files(args.videos), args.quarantine)
     for file, reason in left_out.items():
         console.print(f"left out: {file}: {reason}", markup=False)

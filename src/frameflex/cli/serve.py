@@ -16,6 +16,7 @@ from frameflex.cli.options import (
     positive,
     say_precision,
 )
+from frameflex.tuning import objects_that_stay
 
 TOKEN_VARIABLE = "FRAMEFLEX_TOKEN"
 
@@ -26,18 +27,19 @@ def run(argv: list[str], console: Any) -> int:
     from frameflex.app.running import needed, run_server
 
     needed()
-    from frameflex.app.answers import Answers, UploadLimits
     from frameflex.app.guarding import is_local
-    from frameflex.app.service import make_service
 
     if token is None and not is_local(args.host):
         raise ValueError(
             f"--host {args.host} lets other machines ask; expected a token: set {TOKEN_VARIABLE}, or give "
             "--token-file"
         )
-    from frameflex.deploy.recognizer import Recognizer
+    with objects_that_stay():
+        from frameflex.app.answers import Answers, UploadLimits
+        from frameflex.app.service import make_service
+        from frameflex.deploy.recognizer import Recognizer
 
-    recognizer = Recognizer.from_checkpoint(args.checkpoint, device=args.device, precision=args.precision)
+        recognizer = Recognizer.from_checkpoint(args.checkpoint, device=args.device, precision=args.precision)
     say_precision(console, args.precision, recognizer.precision)
     limits = UploadLimits(
         max_bytes=args.max_megabytes * 2**20,

@@ -22,6 +22,7 @@ from frameflex.cli.options import (
     say_precision,
 )
 from frameflex.printable import to_json
+from frameflex.tuning import objects_that_stay
 
 if TYPE_CHECKING:
     from frameflex.checkpoint import Checkpoint
@@ -39,13 +40,14 @@ def run(argv: list[str], console: Any) -> int:
         parser.error("- is given twice; standard input is one source")
     if args.release is not None and args.release > args.threshold:
         parser.error(f"--release {args.release:g} is above --threshold {args.threshold:g}")
-    from frameflex.checkpoint import load_checkpoint
-    from frameflex.deploy.live.sources import LiveSource, running
-    from frameflex.deploy.live.streaming import stride_of_training
-
     saved = _saved_names(args.save, len(args.sources))
     check_inputs_stay(saved, [args.checkpoint, *args.sources])
-    checkpoint = load_checkpoint(args.checkpoint)
+    with objects_that_stay():
+        from frameflex.checkpoint import load_checkpoint
+        from frameflex.deploy.live.sources import LiveSource, running
+        from frameflex.deploy.live.streaming import stride_of_training
+
+        checkpoint = load_checkpoint(args.checkpoint)
     detector_of(args, checkpoint.class_names)  # says early what can't work
     recognizer = _recognizer(args, checkpoint)
     stride = args.stride or stride_of_training(checkpoint.sampling, recognizer.num_frames)
