@@ -27,7 +27,7 @@ def run(argv: list[str], console: Any) -> int:
     silent = os.environ.get("RANK", "0") != "0"
     if silent:
         logging.getLogger("frameflex").setLevel(logging.WARNING)
-    recipe, resume = parse_recipe(argv)
+    recipe, resume = parse_recipe(argv, look=True)
     check_place(Path(recipe.output))
     tune_process(num_workers=recipe.data.num_workers)
     if recipe.training.minutes is not None:

@@ -18,6 +18,7 @@ from frameflex.data.datasets import load_split
 from frameflex.data.records import VideoList
 from frameflex.engine.loading import MEMORY_SHARE, reversed_labels
 from frameflex.engine.recipe import Recipe, RecipeError
+from frameflex.engine.reversal_choice import look_backwards
 from frameflex.engine.task import check_classes
 from frameflex.models.precision import fast_precision
 from frameflex.tuning import available_cores
@@ -59,13 +60,17 @@ class _Seen(NamedTuple):
     flat: int
 
 
-def automatic_recipe(asked: Recipe, given: Collection[str], *, any_frame_count: bool = False) -> Recipe:
+def automatic_recipe(
+    asked: Recipe, given: Collection[str], *, any_frame_count: bool = False, look: bool = False
+) -> Recipe:
     """The recipe of a run on `data.train` of which nothing else need be known.
 
     Args:
         asked: what was given, and defaults; `data.train` says which videos.
         given: the dotted keys that were given; they win over what is chosen.
         any_frame_count: one network for T, half and a quarter of it (method ffn).
+        look: load the network that training starts from, which may download it, to see whether clips that names
+            say can be played backwards look so; else names alone decide.
 
     Raises:
         RecipeError: if the videos are of one class, or none of those looked at can be opened.
@@ -78,9 +83,14 @@ def automatic_recipe(asked: Recipe, given: Collection[str], *, any_frame_count: 
     if not data.nothing:  # which would be the second class
         check_classes(videos)
     seen = _look_at(videos)
-    choices = _choose(asked, given, videos, seen, any_frame_count=any_frame_count)
-    if (max(asked.clip.frame_counts) if "clip.frame_counts" in given else seen.num_frames) > 1:
-        choices += _choose_reversal(asked, videos)
+    recipe = _taken(asked, given, _choose(asked, given, videos, seen, any_frame_count=any_frame_count))
+    if recipe.trained_counts[-1] > 1 and "clip.reverse" not in given:
+        recipe = _taken(recipe, given, _choose_reversal(recipe, videos, look=look))
+    return recipe
+
+
+def _taken(recipe: Recipe, given: Collection[str], choices: list[_Choice]) -> Recipe:
+    """The recipe with what is chosen and was not given, each choice said."""
     groups: dict[str, dict[str, Any]] = {}
     for choice in choices:
         taken = {key: value for key, value in choice.values.items() if key not in given}
@@ -91,8 +101,8 @@ def automatic_recipe(asked: Recipe, given: Collection[str], *, any_frame_count: 
             said = ", ".join(f"{key} {_shown(value)}" for key, value in taken.items())
             logger.info("chosen: %s: %s", said, choice.reason)
     top = groups.pop("", {})
-    changed = {group: replace(getattr(asked, group), **values) for group, values in groups.items()}
-    return replace(asked, **top, **changed)
+    changed = {group: replace(getattr(recipe, group), **values) for group, values in groups.items()}
+    return replace(recipe, **top, **changed)
 
 
 def _choose(
@@ -191,8 +201,8 @@ def _schedule(asked: Recipe, given: Collection[str], videos: VideoList) -> list[
     ]
 
 
-def _choose_reversal(asked: Recipe, videos: VideoList) -> list[_Choice]:
-    """Clips are played backwards where that is known to show another class, or the same."""
+def _choose_reversal(asked: Recipe, videos: VideoList, *, look: bool) -> list[_Choice]:
+    """Clips are played backwards where that is known to show another class, or the same, and looks so."""
     if asked.data.multi_label or asked.model.shift == "none":
         return []
     classes = list(videos.classes)
@@ -206,7 +216,15 @@ def _choose_reversal(asked: Recipe, videos: VideoList) -> list[_Choice]:
         for a, b in known[:3]
     )
     more = f"; {len(known) - 3} more below" if len(known) > 3 else ""
-    return [_Choice({"clip.reverse": True}, f"played backwards {shown}{more}; correct it with data.reversed")]
+    backwards = f"played backwards {shown}{more}"
+    if look and (asked.model.init or asked.model.pretrained) and any(a != b for a, b in known):
+        found = look_backwards(asked, videos, reversed_labels(asked, list(videos.classes)))
+        told = f"the network as it starts knows {found.forwards} of {found.num_clips} forwards, {found.backwards} so"
+        if not found.agrees:
+            reason = f"{backwards} by the names, but {told}; --clip.reverse true insists"
+            return [_Choice({"clip.reverse": False}, reason)]
+        backwards += f", and {told}"
+    return [_Choice({"clip.reverse": True}, f"{backwards}; correct it with data.reversed")]
 
 
 def _decoding(videos: VideoList, seen: _Seen, size: tuple[int, int]) -> _Choice:

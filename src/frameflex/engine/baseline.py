@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from frameflex.data.transforms import EvalTransform
 from frameflex.engine.first_answer import LeastSquares, before_last_stage, mean_and_change
 from frameflex.engine.recipe import Recipe
 from frameflex.engine.recipe_files import parse_recipe
-from frameflex.engine.starting import build_model
+from frameflex.engine.starting import build_model, image_start
 from frameflex.engine.task import find_videos
 from frameflex.models import TSM
 
@@ -75,7 +75,7 @@ def measure_baseline(
             "--baseline: the checkpoint's run started from random weights, whose features say nothing; leave it out"
         )
     training = _training_videos(checkpoint, recipe, measured)
-    model = build_model(_start_of(recipe), checkpoint.class_names).eval().to(device)
+    model = build_model(image_start(recipe), checkpoint.class_names).eval().to(device)
     model.head = nn.Identity()  # type: ignore[assignment]  # logits are features now
     total, done = len(training) + len(measured), 0
 
@@ -99,14 +99,6 @@ def measure_baseline(
     )
     with_change = right(LeastSquares(ordered, labels, num_classes).scores(asked_ordered))
     return Baseline(num_frames, mean, with_deviation, with_change, len(labels))
-
-
-def _start_of(recipe: Recipe) -> Recipe:
-    """Of the network that training began with: of images alone, or of `model.init`."""
-    if recipe.model.init:
-        return recipe
-    images = replace(recipe.model, shift="none")  # which doesn't go with clips played backwards
-    return replace(recipe, method="tsm", model=images, clip=replace(recipe.clip, reverse=False))
 
 
 def _recipe_of(checkpoint: Checkpoint) -> Recipe:

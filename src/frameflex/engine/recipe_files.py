@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
+def parse_recipe(argv: Sequence[str], *, look: bool = False) -> tuple[Any, bool]:
     """``RECIPE.yaml [--key value …] [--resume]`` into a Recipe and whether to resume.
 
     In the recipe's place there may be a folder or a CSV list of videos, or shards: the recipe is then chosen from
-    them and the machine, or with ``--resume`` is that of the run that goes on.
+    them and the machine, or with ``--resume`` is that of the run that goes on. ``look`` is that of
+    `automatic.automatic_recipe`.
 
     Raises:
         RecipeError: on an unknown key, with the one that was probably meant, or a value of the wrong kind.
@@ -51,7 +52,7 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Any, bool]:
     if automatic:
         from frameflex.engine.automatic import automatic_recipe
 
-        recipe = automatic_recipe(recipe, given, any_frame_count=parsed.any_frame_count)
+        recipe = automatic_recipe(recipe, given, any_frame_count=parsed.any_frame_count, look=look)
     elif parsed.any_frame_count and not parsed.resume:
         raise RecipeError(
             "--any-frame-count goes with a folder of videos; with a recipe give --method ffn and --clip.frame_counts"

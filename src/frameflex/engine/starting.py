@@ -85,6 +85,14 @@ def _start_from(source: Checkpoint, recipe: Recipe, classes: Sequence[str]) -> T
     return model
 
 
+def image_start(recipe: Recipe) -> Recipe:
+    """Of the network that training begins with: of images alone, without a shift, or of ``model.init``."""
+    if recipe.model.init:
+        return recipe
+    images = replace(recipe.model, shift="none")  # which doesn't go with clips played backwards
+    return replace(recipe, method="tsm", model=images, clip=replace(recipe.clip, reverse=False))
+
+
 def preprocessing_of(recipe: Recipe, model: TSM) -> Preprocessing:
     """Sizes, mean and std of the recipe, or else what ``model.init`` or the backbone's ImageNet weights expect."""
     if recipe.model.init:
