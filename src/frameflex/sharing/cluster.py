@@ -77,8 +77,8 @@ class Cluster:
                 fn_constructor_args=(read, work.timeout_seconds, self.own),
                 num_cpus=1,
                 batch_size=1,
-                max_concurrency=2,  # one block is fetched, or its answers handed on, while another is read
-                **_pool(),
+                # One block is fetched, or its answers are handed on, while another is read.
+                **_pool(max_concurrent_calls_per_actor=2, enable_true_multi_threading=True),
             )
             if stages == 2:
                 data = data.map_batches(
@@ -124,11 +124,11 @@ class Cluster:
             yield arrow.table({"task": arrow.array(tasks[start : start + size], arrow.binary())})
 
 
-def _pool() -> dict[str, Any]:
+def _pool(**options: Any) -> dict[str, Any]:
     import ray
 
     return {
-        "compute": ray.data.ActorPoolStrategy(min_size=1, max_tasks_in_flight_per_actor=2),
+        "compute": ray.data.ActorPoolStrategy(min_size=1, max_tasks_in_flight_per_actor=2, **options),
         "batch_format": "pyarrow",
         "zero_copy_batch": True,
     }
