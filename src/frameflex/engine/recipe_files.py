@@ -49,6 +49,12 @@ def parse_recipe(argv: Sequence[str], *, look: bool = False) -> tuple[Any, bool]
             parsed = parser.parse_args(_with_lists(["--recipe", str(former), *arguments]))
         read = parser.instantiate(parsed)
     recipe = Recipe(**{name: read[name] for name in Recipe.__dataclass_fields__})
+    if parsed.precision is not None:
+        if "training.precision" in given:
+            raise RecipeError("both --precision and --training.precision are given; expected one of them")
+        precision = training_precision(parsed.precision)
+        recipe = replace(recipe, training=replace(recipe.training, precision=precision))
+        given = {*given, "training.precision"}
     if automatic:
         from frameflex.engine.automatic import automatic_recipe
 
@@ -57,11 +63,6 @@ def parse_recipe(argv: Sequence[str], *, look: bool = False) -> tuple[Any, bool]
         raise RecipeError(
             "--any-frame-count goes with a folder of videos; with a recipe give --method ffn and --clip.frame_counts"
         )
-    if parsed.precision is not None:
-        if "training.precision" in given:
-            raise RecipeError("both --precision and --training.precision are given; expected one of them")
-        precision = training_precision(parsed.precision)
-        recipe = replace(recipe, training=replace(recipe.training, precision=precision))
     return recipe, bool(parsed.resume)
 
 
