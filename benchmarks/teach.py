@@ -102,8 +102,8 @@ def talk(tab: Tab, args: argparse.Namespace) -> Path:
         raise RuntimeError("\n".join(report["lines"]))
     print(f"fine-tuned in {time.monotonic() - started:.0f} s, {report['num_steps']} steps")
     network = Path(report["output"]) / "best.safetensors"
-    command = [sys.executable, "-m", "frameflex", "predict", str(network), "--json"]
-    command += [str(path) for path, _ in asked]
+    command = [sys.executable, "-m", "frameflex", "predict", str(network)]
+    command += [*(str(path) for path, _ in asked), "--json"]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     answers = [json.loads(line)["predictions"][0]["label"] for line in said]
     right = sum(answer == label for answer, (_, label) in zip(answers, asked, strict=True))

@@ -40,7 +40,6 @@ _STEPS = ((8, 1500), (4, 4000))
 _BATCH = 4
 _RATE = 5e-4  # half of it where a network goes on
 _VALIDATIONS = 20
-_FEW_OF_A_CLASS = 20  # measured at 3 and 10, where the gain was larger; a fit takes a pass over all of them
 
 
 class _Choice(NamedTuple):
@@ -127,21 +126,8 @@ def _choose(
             "learns a few classes from few videos where SGD at its published rates hardly begins",
         ),
         _Choice(model, "the run is short" + ("; the network is that of model.init" if init else "")),
-        *_head(asked, videos, init),
         _decoding(videos, seen, size),
         _Choice({"training.precision": {"bfloat16": "bf16", "float16": "fp16"}.get(precision, "no")}, why),
-    ]
-
-
-def _head(asked: Recipe, videos: VideoList, init: Checkpoint | None) -> list[_Choice]:
-    """What a network knows of motion is kept where few videos teach a classifier of other classes."""
-    if not init or asked.data.multi_label or set(videos.classes) <= set(init.class_names):
-        return []
-    if len(videos) > _FEW_OF_A_CLASS * len(videos.classes):
-        return []
-    each = len(videos) / len(videos.classes)
-    return [
-        _Choice({"model.head": "fitted"}, f"{each:.0f} videos a class; a random one pulls model.init about")
     ]
 
 
