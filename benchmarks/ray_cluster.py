@@ -195,12 +195,12 @@ def skew(num_tasks: int = 800, unit_seconds: float = 0.05, num_workers: int = 2)
     for name, run in (
         ("plain halves", partial(halves, num_workers)),
         ("multiprocessing.Pool.map", partial(pool_map, num_workers)),
-        ("multiprocessing.Pool.imap_unordered", partial(pool_imap, num_workers)),
+        ("multiprocessing.Pool.imap_unordered", partial(pool_imap, nap, num_workers)),
         (
             "frameflex, one machine",
             lambda tasks: [answer for _, answer in Here(num_workers).run(Work(nap), tasks)],
         ),
-        ("frameflex --ray", partial(on_ray, num_workers)),
+        ("frameflex --ray", partial(on_ray, nap, num_workers)),
     ):
         idle = idle_share(run(seconds), num_workers)
         print(f"  {name}: {idle:.1%} of the workers' time idle", flush=True)
@@ -245,14 +245,14 @@ def pool_map(num_workers: int, tasks: list[float]) -> list[Any]:
         return pool.map(nap, tasks)
 
 
-def pool_imap(num_workers: int, tasks: list[float]) -> list[Any]:
+def pool_imap(function: Callable[[float], Any], num_workers: int, tasks: list[float]) -> list[Any]:
     with multiprocessing.Pool(num_workers) as pool:
-        return list(pool.imap_unordered(nap, tasks))
+        return list(pool.imap_unordered(function, tasks))
 
 
-def on_ray(num_workers: int, tasks: list[float]) -> list[Any]:
+def on_ray(function: Callable[[float], Any], num_workers: int, tasks: list[float]) -> list[Any]:
     with cluster_of(num_workers) as cluster, on_cluster(cluster.address) as engine:
-        return [answer for _, answer in engine.run(Work(nap), tasks)]
+        return [answer for _, answer in engine.run(Work(function), tasks)]
 
 
 # Scaling
@@ -264,9 +264,9 @@ def scaling(seconds_of_work: float = 24.0, repeats: int = 2) -> dict[str, Any]:
     per_task = 0.25
     tasks = [per_task] * int(seconds_of_work / per_task)
     ways: dict[str, Callable[[int, list[float]], list[Any]]] = {
-        "multiprocessing.Pool.imap_unordered": pool_work,
+        "multiprocessing.Pool.imap_unordered": partial(pool_imap, work),
         "frameflex, one machine": lambda n, t: [answer for _, answer in Here(n).run(Work(work), t)],
-        "frameflex --ray": ray_work,
+        "frameflex --ray": partial(on_ray, work),
     }
     for name, run in ways.items():
         rates: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
@@ -303,16 +303,6 @@ def rates_of(done: list[Any], num_workers: int) -> tuple[float, float]:
     idle = 1 - sum(one[2] - one[1] for one in inside) / ((end - begin) * num_workers)
     by_user_time = num_workers * len(inside) / sum(one[3] for one in inside) * (1 - idle)
     return len(inside) / (end - begin), by_user_time
-
-
-def pool_work(num_workers: int, tasks: list[float]) -> list[Any]:
-    with multiprocessing.Pool(num_workers) as pool:
-        return list(pool.imap_unordered(work, tasks))
-
-
-def ray_work(num_workers: int, tasks: list[float]) -> list[Any]:
-    with cluster_of(num_workers) as cluster, on_cluster(cluster.address) as engine:
-        return [answer for _, answer in engine.run(Work(work), tasks)]
 
 
 if __name__ == "__main__":

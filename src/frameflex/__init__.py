@@ -4,8 +4,9 @@ The names below are the public face; each is imported when it is first used, so 
 nothing. docs/public-api.md says what else is public and what may change.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from frameflex.late import late_names
 
 if TYPE_CHECKING:
     from frameflex.checkpoint.published import list_models
@@ -43,11 +44,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
-    return value
+__getattr__ = late_names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

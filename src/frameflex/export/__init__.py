@@ -3,8 +3,9 @@
 Each name is imported when it is first used: running an export needs nothing that writes one.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from frameflex.late import late_names
 
 if TYPE_CHECKING:
     from frameflex.export.exporting import FORMATS, export
@@ -45,8 +46,4 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    return value
+__getattr__ = late_names(__name__, {name: f"{__name__}.{home}" for name, home in _HOMES.items()})

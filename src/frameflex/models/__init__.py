@@ -3,9 +3,9 @@
 What needs timm is imported when it is first used: an export runs without it, and sooner for that.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from frameflex.late import late_names
 from frameflex.models.temporal_shift import TemporalShift, temporal_shift  # a module has the function's name
 
 if TYPE_CHECKING:
@@ -32,8 +32,4 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    return value
+__getattr__ = late_names(__name__, {name: f"{__name__}.{home}" for name, home in _HOMES.items()})
