@@ -18,8 +18,8 @@ import re
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeAlias
@@ -324,11 +324,24 @@ def move_to(path: Path, address: str) -> None:
     path.unlink()
 
 
+def remove(addresses: Sequence[str]) -> None:
+    """Delete files of one bucket; one that is not there is none to delete, and S3 says nothing of one that it keeps.
+
+    Raises:
+        StorageError: if that can't be asked.
+    """
+    if not addresses:
+        return
+    with told(addresses[0], "delete"), suppress(FileNotFoundError):
+        fs = _file_system(addresses[0])[0]
+        fs.rm([_file_system(address)[1] for address in addresses])
+
+
 # What goes wrong
 
 
 _ALIVE: dict[int, Any] = {}
-_DONE = {"read": "read", "list": "listed", "write": "written"}
+_DONE = {"read": "read", "list": "listed", "write": "written", "delete": "deleted"}
 
 
 def _file_system(address: str) -> tuple[Any, str]:

@@ -261,7 +261,7 @@ DENIED = "no permission to read it"
         (["evaluate", "CHECKPOINT", "s3://no-bucket/data"], "there is no bucket 'no-bucket'"),
         (["data", "check", "s3://bucket/none", "--output", "OUT"], "there is no such file or folder"),
         (["data", "check", "s3://bucket/a/data", "--output", "s3://bucket/out"], "--output s3://bucket/out: is in"),
-        (["data", "prepare", "s3://bucket/a/data", "s3://bucket/out"], "OUT s3://bucket/out: is in"),
+        (["data", "prepare", "s3://bucket/a/data", "s3://bucket/a/shards"], "/a/shards holds prepared data"),
         (["train", "s3://bucket/none", "--output", "OUT"], "there is no such file or folder"),
     ],
 )  # fmt: skip

@@ -1,16 +1,19 @@
 """What is prepared is what was there, however often the work was stopped."""
 
+import re
 import signal
 import subprocess
 import sys
 import tarfile
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import bar_folder, moving_bar, write_video
+from store import times
 
 from frameflex.cli import main
 from frameflex.data import encoding, preparing
@@ -20,6 +23,7 @@ from frameflex.data.encoding import Task
 from frameflex.data.journal import Journal
 from frameflex.data.preparing import Encoding, prepare
 from frameflex.data.shards import ShardError
+from frameflex.data.stored_journal import StoredJournal, open_journal
 from frameflex.video import VideoError, open_video
 
 
@@ -221,6 +225,86 @@ def test_a_killed_command_is_continued_to_the_same_bytes(tmp_path, data):
     assert content(out) == content(tmp_path / "whole")
 
 
+def encoded(store):
+    return [request for request in store.requests if re.match(r"PUT .*\.mkv", request)]
+
+
+def test_into_object_storage_as_into_a_folder_and_a_stopped_call_goes_on(
+    tmp_path, data, store, monkeypatch, capsys
+):
+    options = {"encoding": Encoding("lossless"), "videos_per_shard": 4}
+    prepare(survey(data), tmp_path / "here", **options)
+
+    def stop(done, total):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(survey(data), "s3://bucket/out", on_progress=stop, **options)
+    with pytest.raises(ValueError, match="belongs to other work"):
+        prepare(survey(data), "s3://bucket/out", encoding=Encoding("jpeg"))
+    add, packed = StoredJournal.add, []
+
+    def stop_behind_the_second(journal, entry):
+        add(journal, entry)
+        packed.extend([entry["shard"]] if "shard" in entry else [])
+        if len(packed) == 2:
+            raise KeyboardInterrupt
+
+    store.requests.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(StoredJournal, "add", stop_behind_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(survey(data), "s3://bucket/out", **options)
+    assert len(encoded(store)) == 12 - 5
+    assert "out/index.json" not in store.keys()  # noqa: SIM118
+    store.requests.clear()
+    command = [
+        "data",
+        "prepare",
+        str(data),
+        "s3://bucket/out",
+        "--format",
+        "lossless",
+        "--videos-per-shard",
+        "4",
+    ]
+    assert main(command) == 0
+    assert capsys.readouterr().out.strip() == "s3://bucket/out"
+    assert not encoded(store)
+    assert {key.removeprefix("out/"): store.get(key) for key in list(store.keys())} == {
+        path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()
+    }
+    [first, *_], [same, *_] = (
+        load_videos(at, split="train") for at in ("s3://bucket/out", tmp_path / "here")
+    )
+    with first.open() as far, same.open() as near:
+        assert torch.equal(far.frames([0]), near.frames([0]))
+    assert main(command) == 1
+    assert "holds prepared data already" in capsys.readouterr().err
+
+
+def test_a_kill_loses_what_a_stored_journal_held_back_and_nothing_else(store):
+    journal = open_journal("s3://bucket/work", {"work": 1})
+    journal.add({"key": 1})
+    journal.flush()
+    journal.add({"key": 2})  # and killed
+    with open_journal("s3://bucket/work", {"work": 1}) as later:
+        assert later.entries == [{"key": 1}]
+        later.add({"key": 3})
+    assert open_journal("s3://bucket/work", {"work": 1}).entries == [{"key": 1}, {"key": 3}]
+
+
+def test_storage_that_refuses_is_told_before_anything_is_encoded(store, data, capsys):
+    command = ["data", "prepare", str(data)]
+    assert main([*command, "s3://no-bucket/out"]) == 1
+    assert "there is no bucket 'no-bucket'" in capsys.readouterr().err
+    store.misbehave = times(99, lambda handler: store.refuse(handler, 403, "AccessDenied", "No"), of="PUT")
+    assert main([*command, "s3://bucket/out"]) == 1
+    assert "no permission to write it (No)" in capsys.readouterr().err
+    assert store.keys() == []
+
+
 def _full_disk(task):
     return {"fatal": "x.partial: No space left on device"}
 
@@ -238,7 +322,7 @@ def test_a_part_that_rots_before_it_is_packed_is_noticed(tmp_path, data, monkeyp
     pack = preparing._pack
 
     def rot(output, classes, task):
-        part = output / ".parts" / task[1][0].part
+        part = Path(output, ".parts", task[1][0].part)
         part.write_bytes(part.read_bytes()[::-1])
         return pack(output, classes, task)
 

@@ -22,6 +22,7 @@ from frameflex.cli.options import (
     seconds,
 )
 from frameflex.printable import printable
+from frameflex.storage import place_of
 
 FORMATS = ("h264", "jpeg", "lossless")  # named here so that --help needs no torch
 ANNOTATIONS = ("label-studio", "cvat", "via", "elan", "createml", "fiftyone", "segments")  # likewise
@@ -136,13 +137,15 @@ def _data_prepare(argv: list[str], console: Any) -> int:
     from frameflex.data.datasets import survey
     from frameflex.data.preparing import Encoding, prepare
 
-    check_place(args.output, name="OUT")
+    here = args.output if isinstance(args.output, Path) else None
+    if here:
+        check_place(here, name="OUT")
     encoding = Encoding(args.format, args.short_side, args.key_every, args.quality)
     data = survey(args.data, split=args.split, video_dir=args.video_dir, quarantine=args.quarantine)
     try:
         with engine_of(args, args.workers) as engine, progress(console, "preparing") as on_progress:
             if args.ray:
-                engine.check_paths(paths_of(data.videos), make_folder(args.output, name="OUT"))
+                engine.check_paths(paths_of(data.videos), here and make_folder(here, name="OUT"))
             index = prepare(
                 data,
                 args.output,
@@ -177,7 +180,7 @@ def _prepare_parser() -> argparse.ArgumentParser:
         "frameflex data prepare data/something-something-v2 ssv2-256 --quarantine check/quarantine.txt",
     )
     parser.add_argument("data", metavar="DATA", help="data set in any layout")
-    parser.add_argument("output", type=Path, metavar="OUT", help="new folder")
+    parser.add_argument("output", type=place_of, metavar="OUT", help="new folder, here or s3://...")
     parser.add_argument(
         "--format",
         choices=FORMATS,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import secrets
 import zlib
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from frameflex.data.checking import reason_of
 from frameflex.data.clips import stretch_of
+from frameflex.data.part_folder import part_folder
 from frameflex.data.records import VideoRecord
 from frameflex.data.shards.index import MAX_MEMBER_BYTES
 from frameflex.storage import StorageError
@@ -89,35 +89,45 @@ class Task:
 
 def encode(task: Task) -> dict[str, Any]:
     """Encode one video into a part: what it became, or `bad` with the reason, or `fatal` where the disk fails."""
-    part = Path(task.parts) / task.part
-    partial = part.with_suffix(f".{secrets.token_hex(6)}.partial")
     try:
-        try:
-            with task.record.open() as reader:
-                written = _write(reader, task, partial)
-        except StorageError as error:
-            return {"fatal": str(error).rstrip(".")}
-        except (VideoError, OSError) as error:
-            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-                return {"fatal": f"{partial}: {error.strerror or error}"}
-            return {"bad": reason_of(error, task.record.path)}
-        except av.error.FFmpegError as error:
-            return {"bad": f"can't be encoded ({error})"}
-        num_bytes = partial.stat().st_size
-        if num_bytes > MAX_MEMBER_BYTES:
-            return {"bad": f"has {num_bytes} bytes once encoded; expected at most {MAX_MEMBER_BYTES}"}
-        try:
-            fact = _verify(partial, written)
-        except VideoError as error:
-            return {"bad": f"does not read back once encoded: {reason_of(error, partial)}"}
-        with partial.open("rb") as file:
-            crc32 = 0
-            while block := file.read(2**20):
-                crc32 = zlib.crc32(block, crc32)
-        partial.replace(part)
-        return {**fact, "num_bytes": num_bytes, "crc32": crc32}
-    finally:
-        partial.unlink(missing_ok=True)
+        with part_folder(task.parts).making(task.part) as path:
+            return _encode(task, path)
+    except _BadError as error:
+        return {"bad": str(error)}
+    except StorageError as error:
+        return {"fatal": str(error).rstrip(".")}
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        return {"fatal": f"{task.parts}: {error.strerror or error}"}
+
+
+class _BadError(Exception):
+    """Why no part can be made of a video."""
+
+
+def _encode(task: Task, path: Path) -> dict[str, Any]:
+    try:
+        with task.record.open() as reader:
+            written = _write(reader, task, path)
+    except (VideoError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            raise
+        raise _BadError(reason_of(error, task.record.path)) from error
+    except av.error.FFmpegError as error:
+        raise _BadError(f"can't be encoded ({error})") from error
+    num_bytes = path.stat().st_size
+    if num_bytes > MAX_MEMBER_BYTES:
+        raise _BadError(f"has {num_bytes} bytes once encoded; expected at most {MAX_MEMBER_BYTES}")
+    try:
+        fact = _verify(path, written)
+    except VideoError as error:
+        raise _BadError(f"does not read back once encoded: {reason_of(error, path)}") from error
+    with path.open("rb") as file:
+        crc32 = 0
+        while block := file.read(2**20):
+            crc32 = zlib.crc32(block, crc32)
+    return {**fact, "num_bytes": num_bytes, "crc32": crc32}
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 
 from frameflex.data.locking import lock
 
-__all__ = ["Journal", "write_whole"]
+__all__ = ["Journal", "difference", "write_whole"]
 
 
 class Journal:
@@ -62,7 +62,7 @@ class Journal:
         self._file.truncate(whole)
         if lines and lines[0] != dict(header):
             raise ValueError(
-                f"{self.path} belongs to other work ({_difference(lines[0], header)}). Choose another place, or "
+                f"{self.path} belongs to other work ({difference(lines[0], header)}). Choose another place, or "
                 "delete that file to begin again"
             )
         self.entries = lines[1:]
@@ -73,6 +73,9 @@ class Journal:
         """Write a line; after it returns, a kill of this process doesn't lose it."""
         self._file.write(json.dumps(dict(entry), ensure_ascii=True).encode() + b"\n")
         self._file.flush()
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
     def close(self) -> None:
         """Let go of the file and keep it."""
@@ -92,7 +95,8 @@ class Journal:
         self.close()
 
 
-def _difference(former: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def difference(former: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say where two headers differ first."""
     for key in [*former, *now]:
         if former.get(key) != now.get(key):
             return f"{key} is {str(former.get(key))[:80]!r} there and {str(now.get(key))[:80]!r} here"

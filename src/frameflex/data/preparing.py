@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
-import shutil
+import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -23,25 +23,27 @@ import av
 from frameflex.data.checking import file_state
 from frameflex.data.datasets import Survey
 from frameflex.data.encoding import FORMATS, Encoding, Task, encode
-from frameflex.data.journal import Journal, write_whole
+from frameflex.data.journal import Journal
+from frameflex.data.part_folder import PartFolder, part_folder
 from frameflex.data.records import BadVideo, BadVideos, VideoRecord
 from frameflex.data.shards import Shard, ShardError, ShardIndex, ShardVideo
 from frameflex.data.shards.index import INDEX_NAME
 from frameflex.data.shards.writing import write_tar
+from frameflex.data.stored_journal import StoredJournal, is_begun, open_journal
 from frameflex.sharing import Engine, Here, Work
 from frameflex.video import VideoError
 from frameflex.video.isolated import Lost
 
 __all__ = ["FORMATS", "Encoding", "prepare"]
 
-_PARTS, _JOURNAL = ".parts", ".parts/journal.jsonl"
+_PARTS = ".parts"
 _PATIENCE_SECONDS = 3600.0  # for packing one shard
 _SPLITS = ("train", "validation", "test", "")
 
 
 def prepare(
     data: Survey,
-    output: Path,
+    output: str | os.PathLike[str],
     *,
     encoding: Encoding | None = None,
     videos_per_shard: int = 1000,
@@ -59,11 +61,12 @@ def prepare(
 
     Args:
         data: as `survey` finds it.
-        output: folder for the shards, empty, new, or of a call that was stopped.
+        output: folder for the shards, empty, new, or of a call that was stopped; here, or at an address in object
+            storage.
         encoding: how; by default `Encoding()`.
         videos_per_shard: at most.
         num_workers: processes that encode and pack, at least 1.
-        engine: does it in their place; its machines all see the folder.
+        engine: does it in their place; its machines all see the folder or reach the address.
         timeout_seconds: for one video.
         on_bad_video: "error" stops at the first that can't be decoded, is not there or has a wrong label; "skip"
             leaves it out, noted in the index, and stops when more than 1 % and more than 3 are bad.
@@ -77,20 +80,23 @@ def prepare(
         FileExistsError: if the folder holds prepared data or other files.
         ShardError: if something can't be written, or does not read back as it was written.
         ValueError: if an argument is out of range, or the folder holds a stopped call with another encoding.
-        RuntimeError: if another process works in the folder.
+        RuntimeError: if another process works in the folder; not seen in object storage.
+        StorageError: if object storage can't be read or written.
     """
     encoding = encoding or Encoding()
-    _check_possible(output, encoding, videos_per_shard)
+    folder = part_folder(output)
+    parts = folder.inner(_PARTS)
+    _check_possible(folder, parts, encoding, videos_per_shard)
     bad = BadVideos(len(data.videos) + len(data.missing), on_bad_video)
     left_out = [(split, name, f"{path} is not there") for split, name, path in data.missing]
     left_out += [(split, name, reason) for split, name, _, reason in data.mislabelled]
     bad.add(BadVideo(-1, name, reason) for _, name, reason in left_out)
-    tasks = list(_tasks(data, output / _PARTS, encoding))
+    tasks = list(_tasks(data, str(parts), encoding))
     header = {"format": "frameflex prepare", "version": 1, "encoding": asdict(encoding)}
-    with Journal(output / _JOURNAL, header) as journal:
-        facts, packed = _what_is_done(journal, output, retry=on_bad_video == "error")
+    with open_journal(str(parts), header) as journal:
+        facts, packed = _what_is_done(journal, folder, retry=on_bad_video == "error")
         plan = list(_plan(tasks, videos_per_shard))
-        whole, facts = _of_use(facts, packed, tasks, plan, output / _PARTS, data.videos.classes)
+        whole, facts = _of_use(facts, packed, tasks, plan, parts.names(), data.videos.classes)
         bad.add(
             BadVideo(task.position, task.record.name, facts[task.key]["bad"])
             for task in tasks
@@ -114,30 +120,30 @@ def prepare(
             if "bad" in facts[task.key]
         ]
         left_out += data.left_out
-        shards = _pack_all(output, plan, facts, whole, data.videos.classes, journal, engine)
+        shards = _pack_all(folder, plan, facts, whole, data.videos.classes, journal, engine)
         if not shards:
             raise VideoError(f"none of the {len(data.videos)} videos could be prepared.")
-        for stray in output.glob("*.tar"):
-            if stray.name not in whole:
-                stray.unlink()  # of a stopped call over another list of videos
-        index = _index(output, data, shards, left_out, encoding)
-        write_whole(output / INDEX_NAME, index.to_json())
-        shutil.rmtree(output / _PARTS)
+        strays = {name for name in folder.names() if name.endswith(".tar")} - whole.keys()
+        folder.remove(strays)  # of a stopped call over another list of videos
+        index = _index(str(folder), data, shards, left_out, encoding)
+        folder.write(INDEX_NAME, index.to_json())
+    parts.remove_all()
     return index
 
 
-def _check_possible(output: Path, encoding: Encoding, videos_per_shard: int) -> None:
+def _check_possible(folder: PartFolder, parts: PartFolder, encoding: Encoding, videos_per_shard: int) -> None:
     if videos_per_shard < 1:
         raise ValueError(f"videos_per_shard is {videos_per_shard}; expected at least 1.")
     if encoding.format == "h264" and "libx264" not in av.codecs_available:
         raise ValueError("this build of PyAV has no encoder libx264; use the format jpeg or lossless.")
-    if (output / INDEX_NAME).exists():
-        raise FileExistsError(f"{output} holds prepared data already. Choose another folder, or delete it.")
-    if output.is_dir() and not (output / _JOURNAL).is_file() and any(output.iterdir()):
-        raise FileExistsError(f"{output} holds other files. Choose an empty or a new folder.")
+    names = folder.names()
+    if INDEX_NAME in names:
+        raise FileExistsError(f"{folder} holds prepared data already. Choose another folder, or delete it.")
+    if names and not is_begun(parts):
+        raise FileExistsError(f"{folder} holds other files. Choose an empty or a new folder.")
 
 
-def _tasks(data: Survey, parts: Path, encoding: Encoding) -> Iterator[Task]:
+def _tasks(data: Survey, parts: str, encoding: Encoding) -> Iterator[Task]:
     """A task for each entry with a right label. A file that is listed again is another entry, encoded again."""
     wrong = set(data.mislabelled_at)
     times: Counter[str] = Counter()
@@ -148,7 +154,7 @@ def _tasks(data: Survey, parts: Path, encoding: Encoding) -> Iterator[Task]:
         times[key] += 1
         if times[key] > 1:
             key = hashlib.blake2b(f"{key} {times[key]}".encode(), digest_size=12).hexdigest()
-        yield Task(key, position, record, split, str(parts), encoding)
+        yield Task(key, position, record, split, parts, encoding)
 
 
 def _key(record: VideoRecord, split: str) -> str:
@@ -165,14 +171,13 @@ def _key(record: VideoRecord, split: str) -> str:
 
 
 def _what_is_done(
-    journal: Journal, output: Path, *, retry: bool
+    journal: Journal | StoredJournal, folder: PartFolder, *, retry: bool
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Facts of encoded videos by key, and of shards that are whole by file."""
     facts, packed = {}, {}
     for entry in journal.entries:
         if "shard" in entry:
-            path = output / entry["shard"]
-            if path.is_file() and path.stat().st_size == entry["num_bytes"]:
+            if folder.num_bytes(entry["shard"]) == entry["num_bytes"]:
                 packed[entry["shard"]] = entry
         elif "bad" not in entry or not retry:
             facts[entry["key"]] = entry
@@ -184,7 +189,7 @@ def _of_use(
     packed: dict[str, dict[str, Any]],
     tasks: Sequence[Task],
     plan: Sequence[tuple[str, list[Task]]],
-    parts: Path,
+    there: set[str],
     classes: Sequence[str],
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """The shards and the facts that serve: of a shard, if it would become the same one; of a video in this list."""
@@ -197,8 +202,7 @@ def _of_use(
     kept = {
         task.key: facts[task.key]
         for task in tasks
-        if task.key in facts
-        and ("bad" in facts[task.key] or task.key in inside or (parts / task.part).is_file())
+        if task.key in facts and ("bad" in facts[task.key] or task.key in inside or task.part in there)
     }
     return whole, kept
 
@@ -227,12 +231,12 @@ def _plan(tasks: Iterable[Task], videos_per_shard: int) -> Iterator[tuple[str, l
 
 
 def _pack_all(
-    output: Path,
+    folder: PartFolder,
     plan: Sequence[tuple[str, list[Task]]],
     facts: dict[str, dict[str, Any]],
     whole: dict[str, dict[str, Any]],
     classes: Sequence[str],
-    journal: Journal,
+    journal: Journal | StoredJournal,
     engine: Engine,
 ) -> list[Shard]:
     """Make the shards that aren't in `whole`, which then holds all; their parts are deleted."""
@@ -242,18 +246,20 @@ def _pack_all(
         for file, few in good.items()
         if few and file not in whole
     )
-    work = Work(partial(_pack, output, classes), timeout_seconds=_PATIENCE_SECONDS)
+    work = Work(partial(_pack, str(folder), classes), timeout_seconds=_PATIENCE_SECONDS)
+    parts = folder.inner(_PARTS)
     with closing(engine.run(work, tasks)) as packed:
         for (file, few, _), entry in packed:
             if isinstance(entry, Lost):
-                raise ShardError(f"{output / file}: could not be written: {entry.reason}. Check the disk.")
+                raise ShardError(f"{folder}/{file}: could not be written: {entry.reason}. Check the disk.")
             whole[file] = entry
             journal.add(entry)
-            for task in few:
-                (output / _PARTS / task.part).unlink(missing_ok=True)
-    for file in whole.keys() & good.keys():
-        for task in good[file]:  # of a call that was killed after it had written the shard
-            (output / _PARTS / task.part).unlink(missing_ok=True)
+            journal.flush()
+            parts.remove([task.part for task in few])
+    there = parts.names()  # of a call that was killed after it had written the shard
+    parts.remove(
+        [task.part for file in whole.keys() & good.keys() for task in good[file] if task.part in there]
+    )
     return [_shard(file, few, whole[file]) for file, few in good.items() if few]
 
 
@@ -269,63 +275,60 @@ def _digest(members: Sequence[Task], facts: dict[str, dict[str, Any]], classes: 
 
 
 def _pack(
-    output: Path, classes: Sequence[str], task: tuple[str, Sequence[Task], dict[str, dict[str, Any]]]
+    output: str, classes: Sequence[str], task: tuple[str, Sequence[Task], dict[str, dict[str, Any]]]
 ) -> dict[str, Any]:
     """Write a shard, read it back, and give it its name; the task is the name, the videos, and their facts."""
     file, good, facts = task
-    written = output / _PARTS / f"{file}.{secrets.token_hex(6)}.partial"
+    folder = part_folder(output)
+    parts = folder.inner(_PARTS)
     try:
-        return _write_shard(output, file, good, facts, classes, written)
-    finally:
-        written.unlink(missing_ok=True)
+        with folder.making(file) as path:
+            places, sha256 = write_tar(path, _members(parts, good, facts, classes))
+            _read_back(path, sha256)
+            num_bytes = path.stat().st_size
+    except OSError as error:
+        raise ShardError(
+            f"{folder}/{file}: {error.strerror or error}. Mend that, and the same call goes on."
+        ) from error
+    return {
+        "shard": file,
+        "digest": _digest(good, facts, classes),
+        "num_bytes": num_bytes,
+        "sha256": sha256,
+        "keys": [task.key for task in good],
+        "places": [list(place) for place in places[::2]],
+    }
 
 
-def _write_shard(
-    output: Path,
-    file: str,
-    good: Sequence[Task],
-    facts: dict[str, dict[str, Any]],
-    classes: Sequence[str],
-    temporary: Path,
-) -> dict[str, Any]:
-    files: list[tuple[str, bytes | Path]] = []
+def _members(
+    parts: PartFolder, good: Sequence[Task], facts: dict[str, dict[str, Any]], classes: Sequence[str]
+) -> Iterator[tuple[str, bytes]]:
+    """Name and content of what a shard holds: each video, and what is known of it."""
     for task in good:
         fact, label = facts[task.key], task.record.label
+        content = parts.read(task.part)
+        if content is None or (len(content), zlib.crc32(content)) != (fact["num_bytes"], fact["crc32"]):
+            parts.remove([task.part])
+            raise ShardError(
+                f"video {task.record.name}: what was encoded has changed on the disk. The same call encodes it again."
+            )
         about = {
             "name": task.record.name,
             "label": label,
             "class": None if label is None else classes[label],
             **{key: fact[key] for key in ("num_frames", "fps", "height", "width")},
         }
-        files.append((_member(task), output / _PARTS / task.part))
-        files.append((f"{task.position:06d}.json", json.dumps(about).encode()))
-    try:
-        places, sha256 = write_tar(temporary, files)
-    except OSError as error:
-        raise ShardError(
-            f"{temporary}: {error.strerror or error}. Mend that, and the same call goes on."
-        ) from error
-    for task, (_, num_bytes, crc32) in zip(good, places[::2], strict=True):
-        if (num_bytes, crc32) != (facts[task.key]["num_bytes"], facts[task.key]["crc32"]):
-            (output / _PARTS / task.part).unlink()
-            raise ShardError(
-                f"video {task.record.name}: what was encoded has changed on the disk. The same call encodes it again."
-            )
+        yield _member(task), content
+        yield f"{task.position:06d}.json", json.dumps(about).encode()
+
+
+def _read_back(path: Path, sha256: str) -> None:
     again = hashlib.sha256()
-    with temporary.open("rb") as written:
+    with path.open("rb") as written:
         while block := written.read(2**20):
             again.update(block)
     if again.hexdigest() != sha256:
-        raise ShardError(f"{temporary}: does not read back as it was written. Check the disk.")
-    temporary.replace(output / file)
-    return {
-        "shard": file,
-        "digest": _digest(good, facts, classes),
-        "num_bytes": (output / file).stat().st_size,
-        "sha256": sha256,
-        "keys": [task.key for task in good],
-        "places": [list(place) for place in places[::2]],
-    }
+        raise ShardError(f"{path}: does not read back as it was written. Check the disk.")
 
 
 def _shard(file: str, good: Sequence[Task], entry: dict[str, Any]) -> Shard:
@@ -342,14 +345,14 @@ def _shard(file: str, good: Sequence[Task], entry: dict[str, Any]) -> Shard:
 
 
 def _index(
-    output: Path,
+    home: str,
     data: Survey,
     shards: Sequence[Shard],
     left_out: Sequence[tuple[str, str, str]],
     encoding: Encoding,
 ) -> ShardIndex:
     return ShardIndex(
-        str(output),
+        home,
         tuple(data.videos.classes),
         tuple(split for split in _SPLITS if split and split in data.splits),
         tuple(shards),

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from frameflex.deploy.part_folder import PartFolder, part_folder
+from frameflex.data.part_folder import PartFolder, part_folder
 from frameflex.printable import to_json, writable
 
 __all__ = ["BatchReport", "PartFormat", "Parts", "read_parts"]

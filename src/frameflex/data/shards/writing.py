@@ -6,20 +6,18 @@ import hashlib
 import os
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 TAR_BLOCK = 512
 
 
-def write_tar(
-    path: Path, files: Sequence[tuple[str, bytes | Path]]
-) -> tuple[list[tuple[int, int, int]], str]:
+def write_tar(path: Path, files: Iterable[tuple[str, bytes]]) -> tuple[list[tuple[int, int, int]], str]:
     """Write a plain tar file, the same bytes for the same content.
 
     Args:
         path: the file, new.
-        files: name and content, or the file that holds it, in order.
+        files: name and content, in order.
 
     Returns:
         (offset, size, CRC-32) of each content, and the SHA-256 of the whole.
@@ -31,8 +29,7 @@ def write_tar(
             out.write(data)
             whole.update(data)
 
-        for name, source in files:
-            content = source.read_bytes() if isinstance(source, Path) else source
+        for name, content in files:
             info = tarfile.TarInfo(name)  # owner 0, time 0, mode 0644
             info.size = len(content)
             put(info.tobuf(tarfile.USTAR_FORMAT))

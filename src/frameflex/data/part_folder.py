@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Protocol
 
 from frameflex import storage
 from frameflex.data.journal import write_whole
 from frameflex.data.locking import lock
-from frameflex.storage import StoredFile, place_of
+from frameflex.new_files import new_file
+from frameflex.storage import StorageError, StoredFile, place_of
 
 __all__ = ["PartFolder", "part_folder"]
 
@@ -26,8 +28,14 @@ class PartFolder(Protocol):
     def hold(self) -> bool:
         """Keep it for this process until `close`; False where another one has it."""
 
+    def inner(self, name: str) -> PartFolder:
+        """A folder in this one."""
+
     def names(self) -> set[str]:
         """Of the files that are there."""
+
+    def num_bytes(self, name: str) -> int | None:
+        """Size of a file; None where it is not there."""
 
     def read(self, name: str) -> bytes | None:
         """A file; None where it is not there."""
@@ -40,6 +48,15 @@ class PartFolder(Protocol):
 
     def writing(self, name: str) -> contextlib.AbstractContextManager[IO[str]]:
         """Write a text of any length in a block; where that raises, nothing is there."""
+
+    def making(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        """Write a file of any kind and length in a block, at a path of this machine with the name's ending."""
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Delete files; one that is not there is none to delete."""
+
+    def remove_all(self) -> None:
+        """Delete the folder and what is in it."""
 
     def close(self) -> None:
         """Let go of it."""
@@ -70,8 +87,15 @@ class _Local:
             left.unlink(missing_ok=True)
         return True
 
+    def inner(self, name: str) -> PartFolder:
+        return _Local(self.path / name)
+
     def names(self) -> set[str]:
         return {entry.name for entry in os.scandir(self.path)} if self.path.is_dir() else set()
+
+    def num_bytes(self, name: str) -> int | None:
+        path = self.path / name
+        return path.stat().st_size if path.is_file() else None
 
     def read(self, name: str) -> bytes | None:
         path = self.path / name
@@ -95,6 +119,16 @@ class _Local:
             os.replace(temporary, self.path / name)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def making(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        return new_file(self.path / name)
+
+    def remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
+    def remove_all(self) -> None:
+        shutil.rmtree(self.path)
 
     def close(self) -> None:
         if self._lock is not None:
@@ -120,8 +154,17 @@ class _Stored:
     def hold(self) -> bool:
         return True
 
+    def inner(self, name: str) -> PartFolder:
+        return _Stored(StoredFile(f"{self.home}/{name}"))
+
     def names(self) -> set[str]:
         return {file.name for file in storage.files_below(self.home, deep=False)}
+
+    def num_bytes(self, name: str) -> int | None:
+        try:
+            return storage.look(f"{self.home}/{name}").num_bytes
+        except FileNotFoundError:
+            return None
 
     def read(self, name: str) -> bytes | None:
         try:
@@ -142,11 +185,26 @@ class _Stored:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[IO[str]]:
+        with self.making(name) as path, path.open("w", encoding="utf-8") as file:
+            yield file
+
+    @contextlib.contextmanager
+    def making(self, name: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="frameflex-") as folder:
             path = Path(folder, name)
-            with path.open("w", encoding="utf-8") as file:
-                yield file
+            yield path
             storage.move_to(path, f"{self.home}/{name}")
+
+    def remove(self, names: Iterable[str]) -> None:
+        storage.remove([f"{self.home}/{name}" for name in names])
+
+    def remove_all(self) -> None:
+        self.remove(self.names())
+        if left := self.names():
+            raise StorageError(
+                f"{self.home}: {len(left)} files that are of no use any more are still there, such as {min(left)}. "
+                "Delete them where that is allowed; all else is done."
+            )
 
     def close(self) -> None:
         """Nothing is held."""
