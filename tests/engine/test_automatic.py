@@ -155,3 +155,14 @@ def test_one_class_no_video_and_only_broken_ones_are_one_error_and_nothing_is_wr
 def test_any_frame_count_with_a_recipe_says_what_to_give(capsys):
     assert main(["train", "motion.yaml", "--any-frame-count"]) == 1
     assert "--method ffn and --clip.frame_counts" in capsys.readouterr().err
+
+
+def test_an_output_that_is_in_use_is_told_before_a_video_or_a_network_is_opened(
+    tmp_path, monkeypatch, capsys
+):
+    data, used = bar_folder(tmp_path / "data", per_class=2), tmp_path / "used"
+    used.mkdir()
+    (used / "last.safetensors").touch()
+    monkeypatch.setattr(automatic, "automatic_recipe", None)  # calling it would fail otherwise
+    assert main(["train", str(data), "--output", str(used)]) == 1
+    assert "holds files already" in capsys.readouterr().err

@@ -20,9 +20,9 @@ from frameflex.data.splits import groups_of
 from frameflex.engine.confidence import wilson_interval
 from frameflex.engine.evaluation import CountResult, Evaluation, accuracies, evaluate
 from frameflex.engine.recipe import Recipe, RecipeError
-from frameflex.engine.run_folder import RunFolder
+from frameflex.engine.run_folder import RunFolder, expect_nothing_in
 from frameflex.engine.task import check_videos_open, find_folds
-from frameflex.engine.training import expect_nothing_in, hold_folder, make_accelerator, train
+from frameflex.engine.training import hold_folder, make_accelerator, train
 from frameflex.engine.watching import Watcher
 
 logger = logging.getLogger(__name__)

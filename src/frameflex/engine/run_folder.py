@@ -220,3 +220,12 @@ def cut_log(path: Path, *, step: int, epoch: int) -> None:
                 break
             end += len(line)
     os.truncate(path, end)
+
+
+def expect_nothing_in(folder: RunFolder) -> None:
+    """Refuse a folder with files in it, of a run or of anything else, with a RecipeError."""
+    if folder.in_use():
+        raise RecipeError(
+            f"output {folder.path} holds files already; expected an empty or new folder. "
+            "Continue that run with --resume, or choose another --output"
+        )

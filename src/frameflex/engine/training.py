@@ -28,7 +28,7 @@ from frameflex.data.records import VideoList
 from frameflex.engine.loading import reversed_labels
 from frameflex.engine.recipe import Recipe, RecipeError
 from frameflex.engine.run import Run
-from frameflex.engine.run_folder import RunFolder, RunLog
+from frameflex.engine.run_folder import RunFolder, RunLog, expect_nothing_in
 from frameflex.engine.run_state import (
     check_same_data,
     check_same_recipe,
@@ -146,15 +146,6 @@ def _tell_problems(task: Task, watcher: Watcher) -> None:
         logger.warning("data: %s", line)
     if watcher.on_data_problems:
         watcher.on_data_problems(lines)
-
-
-def expect_nothing_in(folder: RunFolder) -> None:
-    """Refuse a folder with files in it, of a run or of anything else, with a RecipeError."""
-    if folder.in_use():
-        raise RecipeError(
-            f"output {folder.path} holds files already; expected an empty or new folder. "
-            "Continue that run with --resume, or choose another --output"
-        )
 
 
 @contextlib.contextmanager
