@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--fold-column", default="scene")
     parser.add_argument("--split-column", help="one division by this column, instead of folds")
     parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--fold", type=int, help="this one alone, from 0; others may run beside it")
     parser.add_argument("--seeds", type=lambda text: list(map(int, text.split(","))), default=[0])
     parser.add_argument("--ways", type=lambda text: text.split(","), default=list(WAYS))
     parser.add_argument("--backbone")
@@ -212,6 +213,8 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = {way: [] for way in args.ways}
     for seed in args.seeds:
         for fold, held_out in enumerate(divisions):
+            if args.fold not in (None, fold):
+                continue
             data = args.output / f"fold{fold}.csv"
             write_list(data, args.folder, rows, held_out)
             for way in args.ways:

@@ -5,7 +5,7 @@
 FOLDER holds labels.csv with the columns path, label and scene. The clips of each class that are taught come first by
 scene, all others are asked, of which those in a scene that was taught are left out. Talks to `frameflex app` as a tab
 does. Prints seconds from the first clip sent to the first answer and to the trained network, and how many of the
-asked clips the nearest neighbours, and the trained network, tell right.
+asked clips the first answer, and the trained network, tell right.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def talk(tab: Tab, args: argparse.Namespace) -> Path:
         if not number:
             first = time.monotonic() - started
             print(f"{sent:.1f} s for all clips to be sent and kept, {first:.1f} s to the first answer")
-    print(f"nearest neighbours: {shown(right, len(asked))}", flush=True)
+    print(f"first answer: {shown(right, len(asked))}", flush=True)
     started = time.monotonic()
     tab.ask(type="train", minutes=args.minutes)
     while (report := tab.get("training"))["state"] == "running":
