@@ -48,10 +48,15 @@ def main():
         order = torch.randperm(len(labels), generator=generator)
         chosen_on, rest = order[: len(order) // 2], order[len(order) // 2 :]
         fitted = {t: fit_temperature(logits[t][chosen_on], labels[chosen_on]) for t in counts}
+        scaled = {t: logits[t][rest] / fitted[t] for t in counts}
+        drawn = {t: scaled[t].softmax(1).multinomial(1, generator=generator)[:, 0] for t in counts}
         errors.append(
-            [[calibration_error(logits[t][rest] / by[t], labels[rest]) for t in counts]
-             for by in (dict.fromkeys(counts, 1.0), fitted)]
-        )  # fmt: skip
+            [
+                [calibration_error(logits[t][rest], labels[rest]) for t in counts],
+                [calibration_error(scaled[t], labels[rest]) for t in counts],
+                [calibration_error(scaled[t], drawn[t]) for t in counts],
+            ]
+        )
         for rule in RULES:
             used = logits if rule == "probability" else {t: logits[t] / fitted[t] for t in counts}
             needed = top1(logits[counts[-1]], labels, chosen_on) - 0.005 - 1e-9
@@ -64,10 +69,11 @@ def main():
             right, cost = look(rule, used, labels, costs, threshold, rest)
             drop = top1(logits[counts[-1]], labels, rest) - right
             outcomes[rule].append((100 * drop, 100 * cost / costs[counts[-1]]))
-    before, after = (100 * torch.tensor(errors).mean(0)).tolist()
+    before, after, chance = (100 * torch.tensor(errors).mean(0)).tolist()
     for i, count in enumerate(counts):
         print(
-            f"T = {count}: top-1 {100 * measured.at(count).top1:.1f} %, ECE {before[i]:.1f} %, then {after[i]:.1f} %"
+            f"T = {count}: top-1 {100 * measured.at(count).top1:.1f} %, ECE {before[i]:.1f} %, "
+            f"then {after[i]:.1f} % ({chance[i]:.1f} % by chance)"
         )
     for rule, found in outcomes.items():
         drop, cost = torch.tensor(found).mean(0).tolist()
