@@ -22,6 +22,7 @@ import argparse
 import csv
 import json
 import os
+import random
 import resource
 import statistics
 import subprocess
@@ -44,6 +45,20 @@ def divide(rows: list[dict[str, str]], column: str, folds: int) -> list[set[str]
         parts[smallest].add(value)
         totals[smallest] += sizes[value]
     return parts
+
+
+def few(rows: list[dict[str, str]], held_out: list[bool], clips: int, seed: int) -> list[int]:
+    """Places of the rows that are held out, and of some of each class that are not."""
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)
+    taken: dict[str, list[int]] = {}
+    for place in order:
+        of_class = taken.setdefault(rows[place]["label"], [])
+        if not held_out[place] and len(of_class) < clips:
+            of_class.append(place)
+    return sorted(
+        {place for part in taken.values() for place in part} | {i for i, h in enumerate(held_out) if h}
+    )
 
 
 def write_list(path: Path, folder: Path, rows: list[dict[str, str]], held_out: list[bool]) -> None:
@@ -193,6 +208,7 @@ def main() -> None:
     parser.add_argument("--split-column", help="one division by this column, instead of folds")
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--fold", type=int, help="this one alone, from 0; others may run beside it")
+    parser.add_argument("--clips", type=int, help="train on so many of each class, drawn by the seed")
     parser.add_argument("--seeds", type=lambda text: list(map(int, text.split(","))), default=[0])
     parser.add_argument("--ways", type=lambda text: text.split(","), default=list(WAYS))
     parser.add_argument("--backbone")
@@ -215,10 +231,12 @@ def main() -> None:
         for fold, held_out in enumerate(divisions):
             if args.fold not in (None, fold):
                 continue
-            data = args.output / f"fold{fold}.csv"
-            write_list(data, args.folder, rows, held_out)
+            data, places = args.output / f"fold{fold}.csv", list(range(len(rows)))
+            if args.clips:
+                data, places = data.with_stem(f"fold{fold}-draw{seed}"), few(rows, held_out, args.clips, seed)
+            write_list(data, args.folder, [rows[i] for i in places], [held_out[i] for i in places])
             for way in args.ways:
-                if way == "frozen" and seed != args.seeds[0]:
+                if way == "frozen" and seed != args.seeds[0] and not args.clips:
                     continue  # nothing in it is drawn
                 output = args.output / f"{way.replace(' ', '_')}-fold{fold}-seed{seed}"
                 output.mkdir(exist_ok=True)
