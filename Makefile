@@ -19,9 +19,10 @@ test-exports: $(VENV)/.installed-export
 	@$(BIN)/pytest -q -m "not soak and not gpu and not network" $(EXPORTS)
 	@$(BIN)/pytest -q tests/deploy/live/test_streaming.py -k export
 
-# The commands of every page, runs that are killed, processes that share work. What takes minutes each is left to -m soak.
+# The commands of every page, runs that are killed, processes that share work: most of them wait, so that more go on at
+# once than there are cores. What takes minutes each is left to -m soak.
 test-slow: $(VENV)/.installed-export
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow $(WORKERS) $(EXPORTS:%=--ignore=%) --ignore=tests/test_docs.py
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow --numprocesses 4 --dist worksteal $(EXPORTS:%=--ignore=%) --ignore=tests/test_docs.py
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow tests/test_docs.py
 
 lint: $(VENV)/.installed-dev
