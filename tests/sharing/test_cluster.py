@@ -42,7 +42,8 @@ def started(**options):
     for name in ("RAY_ADDRESS", "RAY_JOB_ID"):
         os.environ.pop(name, None)
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
-    os.environ["RAY_worker_niceness"] = "0"  # else they wait until all other tests are done
+    # Else they wait until all other tests are done. Ray spells it so.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))
     cluster = cluster_utils.Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **options}
