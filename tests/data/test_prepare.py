@@ -36,6 +36,18 @@ def content(folder):
     return found
 
 
+def stopping_behind_the_second(add, packed):
+    """A journal's `add` that keeps the names of the shards and stops the work at the second."""
+
+    def stop_behind_the_second(journal, entry):
+        add(journal, entry)
+        packed.extend([entry["shard"]] if "shard" in entry else [])
+        if len(packed) == 2:
+            raise KeyboardInterrupt
+
+    return stop_behind_the_second
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return bar_folder(tmp_path_factory.mktemp("prepare") / "data", per_class=3)
@@ -167,13 +179,7 @@ def test_a_call_that_is_stopped_between_two_shards_keeps_the_first(tmp_path, dat
     prepare(survey(data), tmp_path / "whole", encoding=Encoding("lossless"), videos_per_shard=2)
     out, add, packed = tmp_path / "stopped", Journal.add, []
 
-    def stop_behind_the_second(journal, entry):
-        add(journal, entry)
-        packed.extend([entry["shard"]] if "shard" in entry else [])
-        if len(packed) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Journal, "add", stop_behind_the_second)
+    monkeypatch.setattr(Journal, "add", stopping_behind_the_second(add, packed))
     with pytest.raises(KeyboardInterrupt):
         prepare(survey(data), out, encoding=Encoding("lossless"), videos_per_shard=2)
     times = {name: (out / name).stat().st_mtime_ns for name in packed}
@@ -245,15 +251,9 @@ def test_into_object_storage_as_into_a_folder_and_a_stopped_call_goes_on(
         prepare(survey(data), "s3://bucket/out", encoding=Encoding("jpeg"))
     add, packed = StoredJournal.add, []
 
-    def stop_behind_the_second(journal, entry):
-        add(journal, entry)
-        packed.extend([entry["shard"]] if "shard" in entry else [])
-        if len(packed) == 2:
-            raise KeyboardInterrupt
-
     store.requests.clear()
     with monkeypatch.context() as patched:
-        patched.setattr(StoredJournal, "add", stop_behind_the_second)
+        patched.setattr(StoredJournal, "add", stopping_behind_the_second(add, packed))
         with pytest.raises(KeyboardInterrupt):
             prepare(survey(data), "s3://bucket/out", **options)
     assert len(encoded(store)) == 12 - 5

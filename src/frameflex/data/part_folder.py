@@ -46,11 +46,8 @@ class PartFolder(Protocol):
     def write_first(self, name: str, content: bytes) -> bool:
         """Write a file that is not there; False where there is one."""
 
-    def writing(self, name: str) -> contextlib.AbstractContextManager[IO[str]]:
-        """Write a text of any length in a block; where that raises, nothing is there."""
-
     def making(self, name: str) -> contextlib.AbstractContextManager[Path]:
-        """Write a file of any kind and length in a block, at a path of this machine with the name's ending."""
+        """Write a file of any length in a block, at a path of this machine; where that raises, nothing is there."""
 
     def remove(self, names: Iterable[str]) -> None:
         """Delete files; one that is not there is none to delete."""
@@ -109,16 +106,6 @@ class _Local:
             return False
         self.write(name, content)
         return True
-
-    @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[IO[str]]:
-        temporary = self.path / f".{name}.{os.getpid()}"
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                yield file
-            os.replace(temporary, self.path / name)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def making(self, name: str) -> contextlib.AbstractContextManager[Path]:
         return new_file(self.path / name)
@@ -182,11 +169,6 @@ class _Stored:
         except FileExistsError:
             return False
         return True
-
-    @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[IO[str]]:
-        with self.making(name) as path, path.open("w", encoding="utf-8") as file:
-            yield file
 
     @contextlib.contextmanager
     def making(self, name: str) -> Iterator[Path]:

@@ -146,7 +146,7 @@ class Parts:
                 f"{self.folder}: {len(missing)} of {self.number} parts are not there, first {missing[0]}: answers "
                 "were lost. The same command goes on with what is left"
             )
-        with self.folder.writing(BAD_NAME) as bad:
+        with self.folder.making(BAD_NAME) as path, path.open("w", encoding="utf-8") as bad:
             for row in _rows_in(self.folder):
                 if row["error"] is None:
                     report.num_recognised += 1

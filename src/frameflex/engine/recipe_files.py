@@ -59,10 +59,8 @@ def parse_recipe(argv: Sequence[str], *, look: bool = False) -> tuple[Any, bool]
         from frameflex.engine.automatic import automatic_recipe
         from frameflex.engine.run_folder import RunFolder, expect_nothing_in
 
-        if not parsed.resume:
-            expect_nothing_in(
-                RunFolder(Path(recipe.output), keep=1)
-            )  # before a network is loaded to look by it
+        if not parsed.resume:  # told before a network is loaded to look by it
+            expect_nothing_in(RunFolder(Path(recipe.output), keep=1))
         recipe = automatic_recipe(recipe, given, any_frame_count=parsed.any_frame_count, look=look)
     elif parsed.any_frame_count and not parsed.resume:
         raise RecipeError(
